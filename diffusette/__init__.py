@@ -1,0 +1,1 @@
+"""Diffusette: Stable Diffusion, small enough to ship."""

@@ -1,0 +1,161 @@
+"""The manifest of a bundle: the only contract between export and runtime.
+
+A *bundle* is a folder with `manifest.json` and the files it lists: one ONNX graph a component (in optimum's layout,
+`unet/model.onnx` and so on), tokenizers, licence. Everything the runtime has to know about a model stands here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from .errors import BundleError
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+
+Target = Literal["portable", "cpu", "cuda", "directml", "openvino"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+Spacing = Literal["linspace", "leading", "trailing"]
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
+    """A part of the manifest; unknown fields are refused, so that a misspelt one is never silently ignored."""
+
+
+class Tensor(_Struct, frozen=True):
+    """An input or output of a graph; a dimension given by a name is free."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Component(_Struct, frozen=True):
+    """One graph."""
+
+    graph: str
+    """Path of the ONNX file inside the bundle, with forward slashes."""
+    precision: Precision
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    parity_db: float | None = None
+    """The worst signal-to-noise ratio in dB against torch float32, as measured at export."""
+
+
+class Tokenizer(_Struct, frozen=True):
+    """A CLIP byte-pair tokenizer, one a text encoder (`tokenizer` for `text_encoder`, `tokenizer_2` for `text_encoder_2`)."""
+
+    folder: str
+    length: int
+    """Tokens in one chunk, start and end included: 77 for CLIP."""
+    pad: int
+    """Token id that fills a chunk up."""
+
+
+class Noise(_Struct, frozen=True):
+    """How the model was trained to see noise: what its scheduler config says."""
+
+    prediction: Prediction = "epsilon"
+    betas: BetaSchedule = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    train_timesteps: int = 1000
+    spacing: Spacing = "leading"
+    steps_offset: int = 1
+    zero_terminal_snr: bool = False
+    flow_shift: float = 1.0
+
+
+class Latent(_Struct, frozen=True):
+    """The space the U-Net works in. picture → encode → (z - shift) × scaling → U-Net."""
+
+    channels: int = 4
+    downscale: int = 8
+    """Pixels along one side of a latent pixel."""
+    scaling: float = 0.18215
+    shift: float = 0.0
+
+
+class Defaults(_Struct, frozen=True):
+    """What is used where the user says nothing."""
+
+    width: int
+    height: int
+    steps: int = 20
+    guidance: float = 7.5
+    sampler: str = "dpm++2m"
+    schedule: str = "karras"
+
+
+class Source(_Struct, frozen=True):
+    """Where the weights came from, and under which terms."""
+
+    name: str
+    revision: str | None = None
+    licence: str = "unknown"
+
+
+class File(_Struct, frozen=True):
+    """Size in bytes and SHA-256 (hex) of a file."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(_Struct, frozen=True):
+    """Everything the runtime knows about a model."""
+
+    family: str
+    """A name of `models.families.FAMILIES`."""
+    target: Target
+    components: dict[str, Component]
+    tokenizers: dict[str, Tokenizer]
+    noise: Noise
+    latent: Latent
+    defaults: Defaults
+    source: Source
+    files: dict[str, File]
+    """Every file of the bundle but the manifest itself, by its path with forward slashes."""
+    schema: int = SCHEMA
+    made_by: str = "diffusette"
+
+
+def decode(data: bytes, where: str = FILE_NAME) -> Manifest:
+    """The manifest in `data` (JSON).
+
+    Raises:
+        BundleError: a newer schema, or a wrong or missing field; the message has the path of the field.
+    """
+    try:
+        schema = msgspec.json.decode(data, type=_Header).schema
+        if schema != SCHEMA:
+            raise BundleError(f"{where}: schema {schema}, but this version reads schema {SCHEMA}: upgrade diffusette, or export again")
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{where}: {error}: not a manifest of this version; export the model again") from error
+
+
+def encode(manifest: Manifest) -> bytes:
+    """`manifest` as readable JSON; the same manifest gives the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of the bundle in `folder`.
+
+    Raises:
+        BundleError: there is none, or it cannot be understood.
+    """
+    path = folder / FILE_NAME
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise BundleError(f"{path}: no readable manifest ({error.strerror}): expected a bundle made by `diffusette export`") from error
+
+
+class _Header(msgspec.Struct):
+    schema: int = 0
