@@ -1,0 +1,202 @@
+"""Opening a bundle: a folder of foreign files becomes something that can be trusted to be run.
+
+Nothing is opened by ONNX Runtime before `open_bundle` has looked at it: sizes, paths, operators, and whether manifest
+and graphs speak of the same inputs and outputs. Weights are not read; `verify` reads and hashes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from . import manifest as manifests
+from . import onnx_file
+from .errors import BundleError
+from .manifest import Component, Manifest, Tensor
+from .onnx_file import Graph
+from .operators import check_operators
+
+Progress = Callable[[str, int, int], None]
+"""(path of the file, bytes hashed of all files so far, bytes of all files)"""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. Its sizes, paths and graphs have been looked at; hashes have not."""
+
+    folder: Path
+    manifest: Manifest
+    graphs: Mapping[str, Graph]
+    """What each component's graph says about itself, by component."""
+
+    def path(self, relative: str) -> Path:
+        """The file or folder called `relative` (with forward slashes) in the bundle.
+
+        Raises:
+            BundleError: the path leaves the folder.
+        """
+        return self.folder / safe(relative, "bundle")
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Open the bundle in `folder`: one with our manifest, or a plain folder of optimum or of older diffusers.
+
+    Raises:
+        BundleError: there is no model, or it is damaged, hostile, or not what its manifest says; the message names the
+            file or field, what was expected, and what to do.
+    """
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder: expected one with a bundle; `diffusette export SOURCE {folder}` makes it")
+    if (folder / manifests.FILE_NAME).exists():
+        found = manifests.read(folder)
+        _check_files(folder, found)
+    elif (folder / "model_index.json").exists():
+        from .plain import manifest_of  # noqa: PLC0415  # only where there is no manifest
+
+        found = manifest_of(folder)
+    else:
+        what = "it is empty" if not any(folder.iterdir()) else f"it has neither {manifests.FILE_NAME} nor model_index.json"
+        raise BundleError(f"{folder}: no model in this folder, {what}: `diffusette export SOURCE {folder}` makes a bundle")
+    graphs = {name: _check_component(folder, name, component, found) for name, component in found.components.items()}
+    return Bundle(folder, found, graphs)
+
+
+def safe(relative: str, where: str) -> PurePosixPath:
+    """`relative` as a path that stays inside its folder on every system.
+
+    Raises:
+        BundleError: absolute, with `..`, a backslash, or characters that no portable file name has.
+    """
+    parts = relative.split("/")
+    if all(_PART.fullmatch(part) and part not in {".", ".."} for part in parts):
+        return PurePosixPath(relative)
+    raise BundleError(
+        f"{where}: the path {relative[:200]!r} is refused: expected a plain path inside the folder, without '..', '\\' or a drive"
+    )
+
+
+_PART = re.compile(r'[^\\/:*?"<>|\x00-\x1f]{1,255}')
+
+
+def size_of(path: Path, where: str) -> int:
+    """Bytes of the regular file `path`, through symbolic links (a hub's cache is made of them).
+
+    Raises:
+        BundleError: missing, or a folder, device, pipe or socket.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise BundleError(f"{where}: {path} is missing ({error.strerror}): download or export the model again") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise BundleError(f"{where}: {path} is not a regular file: download or export the model again")
+    return found.st_size
+
+
+def _check_files(folder: Path, found: Manifest) -> None:
+    for relative, file in found.files.items():
+        size = size_of(folder / safe(relative, "files"), "files")
+        if size != file.size:
+            raise BundleError(f"{folder / relative}: {size} bytes, but the manifest says {file.size}: download or export the model again")
+    for name, tokenizer in found.tokenizers.items():
+        safe(tokenizer.folder, f"tokenizers.{name}.folder")
+        _need(
+            name.replace("tokenizer", "text_encoder") in found.components, f"components.{name.replace('tokenizer', 'text_encoder')}", name
+        )
+    for name in ("unet", "vae_decoder"):
+        _need(name in found.components, f"components.{name}", "a picture")
+    for name in found.components:
+        if name.startswith("text_encoder"):
+            _need(
+                name.replace("text_encoder", "tokenizer") in found.tokenizers,
+                f"tokenizers.{name.replace('text_encoder', 'tokenizer')}",
+                name,
+            )
+
+
+def _need(there: bool, field: str, purpose: str) -> None:  # noqa: FBT001  # reads as a sentence
+    if not there:
+        raise BundleError(f"{manifests.FILE_NAME}: $.{field} is missing, and {purpose} needs it: export the model again")
+
+
+def _check_component(folder: Path, name: str, component: Component, found: Manifest) -> Graph:
+    where = f"components.{name}"
+    path = folder / safe(component.graph, f"{where}.graph")
+    size_of(path, where)
+    graph = onnx_file.read(path)
+    check_operators(graph, path)
+    locations = _check_external(graph, path)
+    if found.files:
+        inside = PurePosixPath(component.graph)
+        for relative in (inside, *(inside.parent / location for location in locations)):
+            _need(str(relative) in found.files, f"files[{str(relative)!r}]", f"the graph of {name}")
+    _check_agreement(path, f"{where}.inputs", component.inputs, graph.inputs)
+    _check_agreement(path, f"{where}.outputs", component.outputs, graph.outputs)
+    return graph
+
+
+def _check_external(graph: Graph, path: Path) -> list[str]:
+    """Files of external data that `graph` uses, each inside the graph's folder and large enough."""
+    ends: dict[str, tuple[int, str]] = {}
+    for tensor in (*graph.initializers.values(), *graph.hidden):
+        if tensor.location:
+            end, _ = ends.get(tensor.location, (-1, ""))
+            if tensor.offset + tensor.length > end:
+                ends[tensor.location] = (tensor.offset + tensor.length, tensor.name)
+    for location, (end, name) in ends.items():
+        where = f"{path}: data of tensor {name!r}"
+        size = size_of(path.parent / safe(location, where), where)
+        if size < end:
+            raise BundleError(f"{where}: {location} has {size} bytes, and {end} are needed: download or export the model again")
+    return list(ends)
+
+
+def _check_agreement(path: Path, where: str, said: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> None:
+    if said.keys() != real.keys():
+        raise BundleError(f"manifest.json: $.{where} has {sorted(said)}, but the graph {path} has {sorted(real)}: export the model again")
+    for name, tensor in said.items():
+        other = real[name]
+        fixed = zip(tensor.shape, other.shape, strict=False)
+        same = len(tensor.shape) == len(other.shape) and all(a == b for a, b in fixed if isinstance(a, int) and isinstance(b, int))
+        if tensor.dtype != other.dtype or not same:
+            raise BundleError(
+                f"manifest.json: $.{where}.{name} says {tensor.dtype} {list(tensor.shape)}, but the graph {path} says "
+                f"{other.dtype} {list(other.shape)}: export the model again"
+            )
+
+
+def verify(bundle: Bundle, progress: Progress | None = None) -> list[str]:
+    """Hash every file of `bundle` and say what differs from its manifest; empty when all is well.
+
+    Each problem begins with the path of a file: missing, changed, or there without being listed.
+    """
+    listed = bundle.manifest.files
+    if not listed:
+        return [f"{bundle.folder}: has no manifest, so there is nothing to compare with: export it to get one"]
+    total, done = sum(file.size for file in listed.values()), 0
+    problems: list[str] = []
+    for relative, file in sorted(listed.items()):
+        if progress is not None:
+            progress(relative, done, total)
+        try:
+            with bundle.path(relative).open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            problems.append(f"{relative}: cannot be read ({error.strerror})")
+        else:
+            if digest != file.sha256:
+                problems.append(f"{relative}: its SHA-256 is {digest}, but the manifest says {file.sha256}")
+        done += file.size
+    if progress is not None:
+        progress("", total, total)
+    return problems + [f"{relative}: not listed in the manifest" for relative in _present(bundle.folder) if relative not in listed]
+
+
+def _present(folder: Path) -> list[str]:
+    found = [(Path(root) / name).relative_to(folder).as_posix() for root, _, names in os.walk(folder) for name in names]
+    return sorted(set(found) - {manifests.FILE_NAME})

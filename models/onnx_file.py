@@ -1,0 +1,383 @@
+"""Reads what has to be known of an ONNX file before anything is made of it: a small, bounded reader of protocol buffers.
+
+It walks the mapped file and skips over tensor payloads, so its time depends on the number of nodes and not on the
+size of the weights. Nothing is allocated for what a file merely claims to hold.
+Format: https://onnx.ai/onnx/repo-docs/IR.html and onnx.proto; encoding: https://protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import BundleError
+from .manifest import Tensor
+
+MAX_FIELDS = 20_000_000
+"""Fields that are visited before a file is refused; the largest graphs of the trade have a tenth."""
+MAX_DEPTH = 16
+"""Graphs within graphs (the branches of If, the body of Loop)."""
+
+_Bytes = bytes | mmap.mmap
+
+_DTYPES = {
+    1: ("float32", 32), 2: ("uint8", 8), 3: ("int8", 8), 4: ("uint16", 16), 5: ("int16", 16), 6: ("int32", 32), 7: ("int64", 64),
+    9: ("bool", 8), 10: ("float16", 16), 11: ("float64", 64), 12: ("uint32", 32), 13: ("uint64", 64), 14: ("complex64", 64),
+    15: ("complex128", 128), 16: ("bfloat16", 16), 17: ("float8_e4m3fn", 8), 18: ("float8_e4m3fnuz", 8), 19: ("float8_e5m2", 8),
+    20: ("float8_e5m2fnuz", 8), 21: ("uint4", 4), 22: ("int4", 4), 23: ("float4_e2m1", 4), 24: ("float8_e8m0", 8),
+}  # fmt: skip
+"""TensorProto.DataType → name and bits of an element; 8 is string."""
+
+
+class Initializer(NamedTuple):
+    """A constant of the graph, and where its bytes lie."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    """In `location`, or in the graph file itself when that is empty; -1 when the bytes are not stored raw."""
+    length: int
+    location: str
+    """File of external data, relative to the graph's folder; checked by `check_external`."""
+    span: tuple[int, int] = (0, 0)
+    """Where the whole record lies in the graph file: from its tag to its end. (0, 0) inside a node."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What an ONNX file says about itself."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    opsets: Mapping[str, int]
+    operators: frozenset[tuple[str, str]]
+    """(domain, operator) of every node, at any depth and in functions; the standard domain is ''."""
+    functions: frozenset[tuple[str, str]]
+    """(domain, name) of the functions that the file itself defines."""
+    initializers: Mapping[str, Initializer]
+    """Of the main graph, by name."""
+    hidden: tuple[Initializer, ...] = ()
+    """External tensors elsewhere: in attributes, branches and functions."""
+
+
+def read(path: Path) -> Graph:
+    """Read the ONNX file `path`.
+
+    Raises:
+        BundleError: missing, not a regular file, not an ONNX model (with what it looks like), or larger than any model.
+    """
+    try:
+        with path.open("rb") as file:
+            if not path.is_file():
+                raise BundleError(f"{path}: not a regular file; expected an ONNX model")
+            head = file.read(512)
+            if not head:
+                raise BundleError(f"{path}: not an ONNX model (it is empty): download or export it again")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(data).model()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); expected an ONNX model") from error
+    except _Malformed as error:
+        raise BundleError(f"{path}: not an ONNX model (looks like {looks_like(head)}; {error}): download or export it again") from error
+
+
+def looks_like(head: bytes) -> str:
+    """What a file that begins with `head` probably is, in words."""
+    start = head.lstrip()[:256].lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head")):
+        return "HTML, a web page saved in place of the file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; `git lfs pull` brings the file"
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return "a zip or pickle, as PyTorch saves them"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 27:
+        return "safetensors"
+    kinds = {b"<": "XML", b"{": "JSON", b"gguf": "GGUF"}
+    return next((kind for mark, kind in kinds.items() if start.startswith(mark)), "damaged or cut-off data")
+
+
+class _Malformed(Exception):
+    """The bytes are not what the format demands."""
+
+
+@dataclass
+class _Found:
+    """What the walk has gathered."""
+
+    operators: set[tuple[str, str]] = field(default_factory=set)
+    functions: set[tuple[str, str]] = field(default_factory=set)
+    hidden: list[Initializer] = field(default_factory=list)
+    harmless: set[bytes] = field(default_factory=set)
+    """Attributes already seen to hold neither tensor nor graph: the same few come again and again."""
+
+
+class _Reader:
+    """One walk over one file."""
+
+    def __init__(self, data: _Bytes) -> None:
+        self.data = data
+        self.left = MAX_FIELDS
+        self.found = _Found()
+
+    def varint(self, at: int, end: int) -> tuple[int, int]:
+        data, value, shift = self.data, 0, 0
+        while at < end and shift < 70:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value & 0xFFFFFFFFFFFFFFFF, at
+            shift += 7
+        raise _Malformed(f"a number is cut off at byte {at}")
+
+    def fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """(field number, wire type, value or start, end) of each field of the message in `data[at:end]`."""
+        data = self.data
+        while at < end:
+            self.left -= 1
+            if self.left < 0:
+                raise _Malformed(f"more than {MAX_FIELDS:,} parts")
+            tag = data[at]
+            at += 1
+            if tag > 127:
+                tag, at = self.varint(at - 1, end)
+            wire = tag & 7
+            if wire == 2:
+                if at >= end:
+                    raise _Malformed(f"it ends within a field at byte {at}")
+                size = data[at]
+                at += 1
+                if size > 127:
+                    size, at = self.varint(at - 1, end)
+                if size > end - at:
+                    raise _Malformed(f"a field at byte {at} claims {size} bytes of {end - at}")
+                yield tag >> 3, 2, at, at + size
+                at += size
+            elif wire == 0:
+                value, at = self.varint(at, end)
+                yield tag >> 3, 0, value, at
+            elif wire in {1, 5}:
+                size = 8 if wire == 1 else 4
+                if size > end - at:
+                    raise _Malformed(f"it ends within a field at byte {at}")
+                yield tag >> 3, wire, at, at + size
+                at += size
+            else:
+                raise _Malformed(f"no protocol buffer at byte {at}")
+
+    def text(self, start: int, end: int) -> str:
+        if end - start > 65_536:
+            raise _Malformed(f"a name of {end - start} bytes at byte {start}")
+        try:
+            return self.data[start:end].decode()
+        except UnicodeDecodeError:
+            raise _Malformed(f"a name at byte {start} is not UTF-8") from None
+
+    def model(self) -> Graph:
+        opsets: dict[str, int] = {}
+        graph: tuple[int, int] | None = None
+        version = 0
+        for number, wire, start, end in self.fields(0, len(self.data)):
+            if number == 1 and wire == 0:
+                version = start
+            elif number == 7 and wire == 2:
+                if graph is not None:
+                    raise _Malformed("it has two graphs")
+                graph = (start, end)
+            elif number == 8 and wire == 2:
+                domain, opset = self.opset(start, end)
+                opsets[domain] = opset
+            elif number == 25 and wire == 2:
+                self.function(start, end)
+        if graph is None or not 3 <= version < 1 << 16 or not opsets:
+            raise _Malformed("it has no version, no operator set or no graph")
+        inputs, outputs, initializers = self.graph(*graph, 0)
+        found = self.found
+        return Graph(
+            inputs={name: tensor for name, tensor in inputs.items() if name not in initializers},
+            outputs=outputs,
+            opsets=opsets,
+            operators=frozenset(found.operators),
+            functions=frozenset(found.functions),
+            initializers=initializers,
+            hidden=tuple(found.hidden),
+        )
+
+    def opset(self, start: int, end: int) -> tuple[str, int]:
+        domain, version = "", 0
+        for number, wire, a, b in self.fields(start, end):
+            if number == 1 and wire == 2:
+                domain = _standard(self.text(a, b))
+            elif number == 2 and wire == 0:
+                version = a
+        return domain, version
+
+    def function(self, start: int, end: int) -> None:
+        name = domain = ""
+        for number, wire, a, b in self.fields(start, end):
+            if wire != 2:
+                continue
+            if number == 1:
+                name = self.text(a, b)
+            elif number == 10:
+                domain = _standard(self.text(a, b))
+            elif number == 7:
+                self.node(a, b, 1)
+            elif number == 11:
+                self.attribute(a, b, 1)
+        self.found.functions.add((domain, name))
+
+    def graph(self, start: int, end: int, depth: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Initializer]]:
+        if depth > MAX_DEPTH:
+            raise _Malformed(f"more than {MAX_DEPTH} graphs within one another")
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+        initializers: dict[str, Initializer] = {}
+        before = start
+        for number, wire, a, b in self.fields(start, end):
+            if wire == 2:
+                if number == 1:
+                    self.node(a, b, depth)
+                elif number == 5:
+                    tensor = self.tensor(a, b)._replace(span=(before, b))
+                    if tensor.name in initializers:
+                        raise _Malformed(f"two initializers are called {tensor.name!r}")
+                    initializers[tensor.name] = tensor
+                elif number == 15:
+                    raise _Malformed("it has sparse initializers, which no exporter of diffusion models writes")
+                elif number in {11, 12} and depth == 0:
+                    name, declared = self.value(a, b)
+                    (inputs if number == 11 else outputs)[name] = declared
+            before = b
+        if depth:
+            self.found.hidden.extend(tensor for tensor in initializers.values() if tensor.location)
+        return inputs, outputs, initializers
+
+    def node(self, start: int, end: int, depth: int) -> None:
+        operator = domain = ""
+        harmless = self.found.harmless
+        for number, wire, a, b in self.fields(start, end):
+            if wire != 2 or number < 4:
+                continue
+            if number == 4:
+                operator = self.text(a, b)
+            elif number == 7:
+                domain = _standard(self.text(a, b))
+            elif number == 5 and (b - a > 96 or self.data[a:b] not in harmless):
+                self.attribute(a, b, depth)
+        self.found.operators.add((domain, operator))
+
+    def attribute(self, start: int, end: int, depth: int) -> None:
+        plain = True
+        for number, wire, a, b in self.fields(start, end):
+            if wire != 2:
+                continue
+            if number in {5, 10}:
+                plain = False
+                tensor = self.tensor(a, b)
+                if tensor.location:
+                    self.found.hidden.append(tensor)
+            elif number in {6, 11}:
+                plain = False
+                self.graph(a, b, depth + 1)
+            elif number in {22, 23}:
+                raise _Malformed("it has a sparse constant, which no exporter of diffusion models writes")
+        if plain and end - start <= 96:
+            self.found.harmless.add(bytes(self.data[start:end]))
+
+    def tensor(self, start: int, end: int) -> Initializer:
+        name, location, kind, offset, length, external = "", "", 0, -1, 0, False
+        shape: list[int] = []
+        entries: dict[str, str] = {}
+        for number, wire, a, b in self.fields(start, end):
+            if number == 1:
+                shape.extend(self.dims(wire, a, b))
+            elif number == 2 and wire == 0:
+                kind = a
+            elif number == 8 and wire == 2:
+                name = self.text(a, b)
+            elif number == 9 and wire == 2:
+                offset, length = a, b - a
+            elif number == 13 and wire == 2:
+                key, value = self.entry(a, b)
+                entries[key] = value
+            elif number == 14 and wire == 0:
+                external = a == 1
+        dtype, bits = _DTYPES.get(kind, ("string" if kind == 8 else f"type {kind}", 0))
+        if external:
+            location, offset, length = self.external(name, entries, shape, bits)
+        return Initializer(name, dtype, tuple(shape), offset, length, location)
+
+    def external(self, name: str, entries: Mapping[str, str], shape: list[int], bits: int) -> tuple[str, int, int]:
+        location = entries.get("location", "")
+        if not location or not bits:
+            raise _Malformed(f"tensor {name!r} has no place or no known type for its external data")
+        count = 1
+        for size in shape:
+            count *= size
+        needed = (count * bits + 7) // 8
+        offset, length = _number(entries.get("offset", "0")), _number(entries.get("length", str(needed)))
+        if length != needed:
+            raise _Malformed(f"tensor {name!r} of shape {shape} needs {needed} bytes, but says {length}")
+        return location, offset, length
+
+    def dims(self, wire: int, start: int, end: int) -> list[int]:
+        if wire == 0:
+            sizes = [start]
+        else:
+            sizes = []
+            while start < end and len(sizes) <= 64:
+                size, start = self.varint(start, end)
+                sizes.append(size)
+        if len(sizes) > 64 or any(size >= 1 << 48 for size in sizes):
+            raise _Malformed(f"a tensor of impossible shape at byte {start}")
+        return sizes
+
+    def entry(self, start: int, end: int) -> tuple[str, str]:
+        texts = {number: self.text(a, b) for number, wire, a, b in self.fields(start, end) if wire == 2}
+        return texts.get(1, ""), texts.get(2, "")
+
+    def value(self, start: int, end: int) -> tuple[str, Tensor]:
+        name, dtype = "", "none"
+        shape: list[int | str] = []
+        for number, wire, a, b in self.fields(start, end):
+            if number == 1 and wire == 2:
+                name = self.text(a, b)
+            elif number == 2 and wire == 2:
+                for kind, _, c, d in self.fields(a, b):
+                    if kind == 1:
+                        dtype, shape = self.tensor_type(c, d)
+        return name, Tensor(dtype, tuple(f"{name}_{axis}" if size == "" else size for axis, size in enumerate(shape)))
+
+    def tensor_type(self, start: int, end: int) -> tuple[str, list[int | str]]:
+        dtype = "none"
+        shape: list[int | str] = []
+        for number, wire, a, b in self.fields(start, end):
+            if number == 1 and wire == 0:
+                dtype = _DTYPES.get(a, ("string", 0))[0]
+            elif number == 2 and wire == 2:
+                shape = [self.dimension(c, d) for kind, _, c, d in self.fields(a, b) if kind == 1]
+        return dtype, shape
+
+    def dimension(self, start: int, end: int) -> int | str:
+        for number, wire, a, b in self.fields(start, end):
+            if number == 1 and wire == 0:
+                return a
+            if number == 2 and wire == 2:
+                return self.text(a, b)
+        return ""
+
+
+def _standard(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise _Malformed(f"{text[:40]!r} is not the place of external data")
+    return int(text)
