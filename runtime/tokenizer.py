@@ -55,7 +55,7 @@ class Tokenizer:
     comma: int | None
     """Id of a comma that ends a word; a chunk is best parted behind it."""
     words: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
-    """Textual-inversion words, in any case, and the ids of their rows in the token embedding."""
+    """Textual-inversion words, in lower case, and the ids of their rows in the token embedding (`inversion.place`)."""
 
     def encode(self, text: str) -> Tokens:
         """`text`, without start, end or padding, and however long."""
@@ -81,10 +81,8 @@ class Tokenizer:
         return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
 
 
-def open_tokenizer(folder: Path, description: manifest.Tokenizer, words: Mapping[str, tuple[int, ...]] | None = None) -> Tokenizer:
+def open_tokenizer(folder: Path, description: manifest.Tokenizer) -> Tokenizer:
     """The tokenizer in `folder`, with the chunk length and padding of `description`.
-
-    `words` are textual-inversion words (`inversion.extend`).
 
     Raises:
         BundleError: a file is missing or is no CLIP tokenizer.
@@ -100,8 +98,7 @@ def open_tokenizer(folder: Path, description: manifest.Tokenizer, words: Mapping
         raise BundleError(f"{folder}: a CLIP vocabulary has {START} and {END}; this one has not: export the model again")
     if description.length < 3:
         raise BundleError(f"{folder}: chunks of {description.length} tokens: expected at least 3 (start, one token, end)")
-    lowered = {word.lower(): ids for word, ids in (words or {}).items() if word}
-    return Tokenizer(bpe, description.length, start, end, description.pad, bpe.token_to_id("," + _END_OF_WORD), MappingProxyType(lowered))
+    return Tokenizer(bpe, description.length, start, end, description.pad, bpe.token_to_id("," + _END_OF_WORD))
 
 
 def describe(folder: Path, name: str, positions: int) -> manifest.Tokenizer:
