@@ -67,16 +67,19 @@ def held_out(icon: str, style: str, background: str) -> bool:
 
 
 def caption(words: list[str], style: str | None, background: str | None, rng: np.random.Generator) -> str:
-    """A prompt for a drawing, its parts in an order drawn at random; a part that is None is not mentioned."""
+    """A prompt for a drawing, in one of the ways people write it; a part that is None is not mentioned."""
     word = words[int(rng.integers(len(words)))]
-    if rng.random() < 0.15:
+    if rng.random() < 0.2:
         word = ("an " if word[0] in "aeiou" else "a ") + word
     parts = [word]
     if style is not None:
         parts.append(f"{style} style")
     if background is not None:
         parts.append(f"{background} background")
-    if rng.random() < 0.25:
+    way = rng.random()
+    if way < 0.15:
+        return " ".join([word] + [f"in {part}" if part.endswith("style") else f"on a {part}" for part in parts[1:]])
+    if way < 0.4:
         rng.shuffle(parts)
     return ", ".join(parts)
 
