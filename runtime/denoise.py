@@ -1,21 +1,37 @@
 """From a U-Net session to a `Denoise`: prediction types, guidance, and what else wraps the model.
 
 The seam of the runtime: a sampler sees only `Denoise`, a function of the noisy sample and its sigma.
+
+```
+session ── unet() ──► Predict ── guided() / guided_by_picture() ──► Denoise ──► a sampler
+```
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..models.errors import BundleError, RequestError
+from ..models.manifest import Noise, Prediction, Tensor
+from .schedules import timestep_of
 
 Array = NDArray[np.float32]
 Denoise = Callable[[Array, float], Array]
 """(x, sigma) → the denoised sample. x = x0 + sigma · noise, float32, (1, channels, height, width)."""
 Feeds = Mapping[str, NDArray[np.generic]]
 """What a prompt gives to the U-Net: `encoder_hidden_states` (1, tokens, width), for SDXL `text_embeds` and `time_ids`, …"""
+Predict = Callable[[Array, float, Feeds], Array]
+"""(x, sigma, feeds) → what the U-Net was trained to predict (noise, v, …), float32, shaped like x; any batch size."""
+
+EXTRA_CHANNELS = "extra_channels"
+"""A feed that is no input of its own: (1, k, height, width), put behind the scaled sample's channels. Inpainting U-Nets take
+mask and masked picture there (k = 5), instruct-pix2pix the picture (k = 4)."""
 
 
 class Weighted(NamedTuple):
@@ -27,3 +43,248 @@ class Weighted(NamedTuple):
 
 Conditioning = Callable[[float], Sequence[Weighted]]
 """sigma → the prompts that hold at that sigma; a plain prompt gives the same one everywhere."""
+
+
+class Unet(Protocol):
+    """What is needed of a session."""
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]: ...
+    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Mapping[str, NDArray[np.generic]]: ...
+
+
+def always(feeds: Feeds) -> Conditioning:
+    """The conditioning of a plain prompt."""
+    prompts = (Weighted(1.0, feeds),)
+    return lambda sigma: prompts  # noqa: ARG005  (the same at every sigma)
+
+
+def unet(session: Unet, noise: Noise) -> Predict:
+    """The prediction of a U-Net session, which takes `sample`, `timestep` and the feeds, and gives `out_sample`.
+
+    The sample is scaled to the variance of training, the sigma turned into a timestep, everything cast to the dtype that the
+    graph declares; a whole-number timestep is rounded.
+
+    Raises (when called):
+        BundleError: feeds and the graph's inputs do not fit; the message names both.
+    """
+    timestep = timestep_of(noise)
+    expected = {name: np.dtype(_DTYPES.get(tensor.dtype, tensor.dtype)) for name, tensor in session.inputs.items()}
+    times = session.inputs["timestep"].shape if "timestep" in session.inputs else ()
+
+    def predict(x: Array, sigma: float, feeds: Feeds) -> Array:
+        scaled = x * model_scale(noise.prediction, sigma)
+        if EXTRA_CHANNELS in feeds:
+            scaled = np.concatenate([scaled, np.broadcast_to(feeds[EXTRA_CHANNELS], (len(x), *feeds[EXTRA_CHANNELS].shape[1:]))], axis=1)
+        ready: dict[str, NDArray[np.generic]] = {"sample": scaled, "timestep": _timesteps(timestep(sigma), times, len(x))}
+        ready |= {name: np.broadcast_to(value, (len(x), *value.shape[1:])) for name, value in feeds.items() if name != EXTRA_CHANNELS}
+        if ready.keys() != expected.keys():
+            raise BundleError(f"U-Net: the graph takes {_listed(expected)}, but the prompt gives {_listed(ready)}: export the model again")
+        cast = {name: np.ascontiguousarray(_whole(value, expected[name]), dtype=expected[name]) for name, value in ready.items()}
+        return np.asarray(session.run(cast)["out_sample"], dtype=np.float32)
+
+    return predict
+
+
+_DTYPES = {"float": "float32", "double": "float64"}
+
+
+def _timesteps(value: float, shape: tuple[int | str, ...], batch: int) -> NDArray[np.float64]:
+    """A scalar, one number, or one for each sample, as the graph declares it; a free dimension that is not the batch's is 1."""
+    if not shape:
+        return np.array(value)
+    return np.full(batch if isinstance(shape[0], str) and "batch" in shape[0] else 1, value)
+
+
+def _whole(value: NDArray[np.generic], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    return np.rint(value) if dtype.kind in "iu" and value.dtype.kind == "f" else value
+
+
+def _listed(names: Mapping[str, object]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
+
+
+def model_scale(prediction: Prediction, sigma: float) -> float:
+    """What `x` is multiplied with before the model sees it: to unit variance, for flow models to `(1 - s) · x0 + s · noise`."""
+    return 1.0 / (1.0 + sigma) if prediction == "flow" else 1.0 / math.sqrt(1.0 + sigma * sigma)
+
+
+def denoised(prediction: Prediction, x: Array, sigma: float, output: Array) -> Array:
+    """x0 from a prediction: epsilon (Ho et al. 2020), v (Salimans & Ho 2022, arXiv:2202.00512), the sample itself, or the
+    velocity of a flow (Esser et al. 2024). Float32, shaped like `x`, in which each is linear.
+    """
+    if prediction == "epsilon":
+        return x - sigma * output
+    if prediction == "v_prediction":
+        return x * (1.0 / (sigma * sigma + 1.0)) - output * (sigma / math.sqrt(sigma * sigma + 1.0))
+    if prediction == "flow":
+        return x * (1.0 / (1.0 + sigma)) - output * (sigma / (1.0 + sigma))
+    return output
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly a picture follows its prompt."""
+
+    scale: float = 7.5
+    """1 takes the prompt's prediction as it is; more moves away from the negative prompt's (Ho & Salimans 2022, arXiv:2207.12598)."""
+    rescale: float = 0.0
+    """How much of the prompt's own contrast is given back, 0 … 1: phi of Lin et al. 2023 (arXiv:2305.08891, section 3.4)."""
+    interval: tuple[float, float] = (0.0, math.inf)
+    """Guidance works where low < sigma <= high, elsewhere the scale is 1 (Kynkäänniemi et al. 2024, arXiv:2404.07724)."""
+    picture_scale: float = 1.5
+    """instruct-pix2pix alone: how strongly the picture holds (Brooks et al. 2022, arXiv:2211.09800, equation 3)."""
+    batched: bool = False
+    """All predictions of a step as one batch, or one after the other: the same time on a CPU, more memory, other last digits."""
+
+    def __post_init__(self) -> None:
+        numbers = (self.scale, self.rescale, self.picture_scale)
+        if not all(math.isfinite(number) for number in numbers) or not 0.0 <= self.rescale <= 1.0:
+            raise RequestError(f"guidance: scale {self.scale}, rescale {self.rescale}: expected a finite scale and a rescale from 0 to 1")
+        if not 0.0 <= self.interval[0] < self.interval[1]:
+            raise RequestError(f"guidance interval: {self.interval}: expected two sigmas, the lower one first")
+
+    def scale_at(self, sigma: float) -> float:
+        """The scale that holds at `sigma`."""
+        return self.scale if self.interval[0] < sigma <= self.interval[1] else 1.0
+
+
+def step_interval(sigmas: NDArray[np.float64], start: float, stop: float) -> tuple[float, float]:
+    """The `Guidance.interval` for the steps from the fraction `start` of all to the fraction `stop`, 0 … 1.
+
+    A step belongs to it when it begins at or after `start` and before `stop`.
+
+    Raises:
+        RequestError: not two fractions in order.
+    """
+    if not 0.0 <= start < stop <= 1.0:
+        raise RequestError(f"guidance interval: {start} to {stop}, but these are fractions of the steps: expected 0 <= start < stop <= 1")
+    steps = len(sigmas) - 1
+    first, end = math.ceil(start * steps - 1e-9), math.ceil(stop * steps - 1e-9)
+    high = math.inf if first == 0 else float(sigmas[first] + sigmas[first - 1]) / 2.0
+    low = 0.0 if end >= steps else float(sigmas[end - 1] + sigmas[end]) / 2.0
+    return low, high
+
+
+def guided(predict: Predict, prediction: Prediction, positive: Conditioning, negative: Conditioning | None, guidance: Guidance) -> Denoise:
+    """Classifier-free guidance over prompts joined by AND: negative + scale · Σ weightᵢ · (promptᵢ - negative).
+
+    The negative prompt is asked only where it counts: not without one (Turbo, LCM), not outside of the interval, not where
+    its factor, 1 - scale · Σ weightᵢ, is 0. Where it is not asked and the weights do not sum up to 1, they are made to.
+    """
+
+    def denoise(x: Array, sigma: float) -> Array:
+        prompts = [prompt for prompt in positive(sigma) if prompt.weight != 0.0]
+        scale = guidance.scale_at(sigma)
+        total = math.fsum(prompt.weight for prompt in prompts)
+        inside = guidance.interval[0] < sigma <= guidance.interval[1]
+        without = negative is None or not inside or abs(1.0 - scale * total) < 1e-9
+        if without and total != 0.0:
+            return denoised(prediction, x, sigma, _alone(predict, x, sigma, prompts, total, guidance))
+        if negative is None:
+            raise RequestError(
+                "prompt: the weights of its AND parts sum up to 0, which needs a negative prompt: give one, or other weights"
+            )
+        *outputs, away = _predictions(
+            predict, x, sigma, [*(prompt.feeds for prompt in prompts), negative(sigma)[0].feeds], guidance.batched
+        )
+        output = away * (1.0 - scale * total)
+        for prompt, own in zip(prompts, outputs, strict=True):
+            output = output + (scale * prompt.weight) * own
+        if guidance.rescale > 0.0 and outputs:
+            mixed = _mixed([prompt.weight for prompt in prompts], outputs) * (1.0 / total) if total != 0.0 else outputs[0]
+            output = rescaled(output, mixed, guidance.rescale)
+        return denoised(prediction, x, sigma, output)
+
+    return denoise
+
+
+def _alone(predict: Predict, x: Array, sigma: float, prompts: Sequence[Weighted], total: float, guidance: Guidance) -> Array:
+    outputs = _predictions(predict, x, sigma, [prompt.feeds for prompt in prompts], guidance.batched)
+    if len(outputs) == 1:
+        return outputs[0]
+    return _mixed([prompt.weight / total for prompt in prompts], outputs)
+
+
+def guided_by_picture(
+    predict: Predict, prediction: Prediction, positive: Conditioning, negative: Conditioning, guidance: Guidance
+) -> Denoise:
+    """instruct-pix2pix: nothing + picture_scale · (picture - nothing) + scale · (prompt - picture).
+
+    `positive` feeds prompt and picture (its latents under `EXTRA_CHANNELS`), `negative` the negative prompt and the same
+    picture; "nothing" is the negative prompt with a picture of zeros. AND is not defined for these models.
+
+    Raises (when called):
+        RequestError: the prompt has several parts.
+    """
+
+    def denoise(x: Array, sigma: float) -> Array:
+        prompts = positive(sigma)
+        if len(prompts) != 1:
+            raise RequestError("prompt: AND cannot be used with a model that edits pictures: write one prompt")
+        scale = guidance.scale_at(sigma)
+        picture_scale = guidance.picture_scale if guidance.interval[0] < sigma <= guidance.interval[1] else 1.0
+        pictured = negative(sigma)[0].feeds
+        nothing = {**pictured, EXTRA_CHANNELS: np.zeros_like(pictured[EXTRA_CHANNELS])}
+        factors = [(scale, prompts[0].feeds), (picture_scale - scale, pictured), (1.0 - picture_scale, nothing)]
+        asked = [(factor, feeds) for factor, feeds in factors if factor != 0.0]
+        outputs = _predictions(predict, x, sigma, [feeds for _, feeds in asked], guidance.batched)
+        output = _mixed([factor for factor, _ in asked], outputs)
+        if guidance.rescale > 0.0 and asked[0][1] is prompts[0].feeds and len(asked) > 1:
+            output = rescaled(output, outputs[0], guidance.rescale)
+        return denoised(prediction, x, sigma, output)
+
+    return denoise
+
+
+def rescaled(output: Array, prompted: Array, share: float) -> Array:
+    """Guided `output` with, to the share 0 … 1, the standard deviation that `prompted` has in each sample (Lin et al. 2023, equations 14 to 16)."""
+    axes = tuple(range(1, output.ndim))
+    spread = output.std(axis=axes, keepdims=True)
+    factor = np.divide(prompted.std(axis=axes, keepdims=True), spread, out=np.ones_like(spread), where=spread > 0.0)
+    return output * (share * factor + (1.0 - share))
+
+
+def _predictions(predict: Predict, x: Array, sigma: float, feeds: Sequence[Feeds], batched: bool) -> list[Array]:  # noqa: FBT001  (inner)
+    """One prediction for each of `feeds`. Batched, neighbours whose arrays have the same shapes share a call."""
+    groups: list[list[Feeds]] = []
+    for one in feeds:
+        if batched and groups and _shapes(groups[-1][0]) == _shapes(one):
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    outputs: list[Array] = []
+    for group in groups:
+        if len(group) == 1:
+            outputs.append(predict(x, sigma, group[0]))
+            continue
+        joined = {name: np.concatenate([_repeated(one[name], len(x)) for one in group]) for name in group[0]}
+        outputs += np.split(predict(np.concatenate([x] * len(group)), sigma, joined), len(group))
+    return outputs
+
+
+def _shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in feeds.items()}
+
+
+def _repeated(value: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
+    return np.broadcast_to(value, (batch, *value.shape[1:]))
+
+
+def _mixed(weights: Sequence[float], arrays: Sequence[Array]) -> Array:
+    total = weights[0] * arrays[0]
+    for weight, array in zip(weights[1:], arrays[1:], strict=True):
+        total = total + weight * array
+    return total
+
+
+def guidance_embedding(scale: float, width: int) -> Array:
+    """The `timestep_cond` of a latent consistency model, (1, width), float32: its guidance scale as sinusoids.
+
+    Luo et al. 2023 (arXiv:2310.04378): w = scale - 1, a thousandfold, sines before cosines, an odd last place 0.
+    """
+    half = width // 2
+    angles = (scale - 1.0) * 1000.0 * np.exp(np.arange(half) * (-math.log(10000.0) / (half - 1)))
+    result = np.zeros((1, width), dtype=np.float32)
+    result[0, : 2 * half] = np.concatenate([np.sin(angles), np.cos(angles)])
+    return result

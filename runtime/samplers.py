@@ -1,0 +1,214 @@
+"""The table of samplers: names as people type them, and what each needs to know about itself.
+
+A sampler is a generator function `(denoise, x, sigmas, rng, *, options…) -> Iterator[Array]`:
+
+* `denoise` maps (x, sigma) to the denoised sample (`denoise.Denoise`);
+* `x`, float32, starts at `sigmas[0]` in k-diffusion's scale, `x0 + sigmas[0] · noise`, whether that is all noise or a picture;
+* `sigmas` (`schedules.sigmas`, or any strictly descending array) ends in 0, or at a smallest sigma;
+* `rng` gives the noise of stochastic samplers;
+* it yields the sample after each step, the last of them clean.
+
+Steps can be cut off at the front (image to image), watched, and stopped between two of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from ..models.errors import RequestError
+from ..models.manifest import Noise
+from . import samplers_multistep as multistep
+from . import samplers_onestep as onestep
+from .denoise import Array
+from .schedules import SCHEDULES, Grid, key_of, unknown
+
+Function = Callable[..., Iterator[Array]]
+"""(denoise, x, sigmas, rng, *, options…) → the samples."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One entry of the table."""
+
+    name: str
+    function: Function
+    label: str
+    """As A1111 writes it in its metadata."""
+    aliases: tuple[str, ...] = ()
+    """Other names, diffusers' class first."""
+    schedule: str = "model"
+    """The schedule taken when none is asked for (A1111's "Automatic")."""
+    grid: Grid = "fractional"
+    """How diffusers lays the model's own spacing for it: pass it on to `schedules.sigmas`."""
+    stochastic: bool = False
+    """Whether it draws from `rng` with its default options."""
+    evaluations: int = 1
+    """Calls of the model a step; the last one of `heun` and others takes fewer, the first of `pndm` one more."""
+    unit_variance: bool = False
+    """Whether diffusers starts it from noise of the variance that the model saw in training, 1 + sigma²: `start_scale`."""
+    options: tuple[str, ...] = ()
+    """The keyword arguments of `function`, each with the standard default."""
+
+
+_CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+_ANCESTRAL = ("eta", "s_noise")
+
+_TABLE = (
+    Sampler("euler", onestep.euler, "Euler", ("EulerDiscreteScheduler",), options=_CHURN),
+    Sampler(
+        "euler_a", onestep.euler_a, "Euler a", ("EulerAncestralDiscreteScheduler", "euler_ancestral"), stochastic=True, options=_ANCESTRAL
+    ),
+    Sampler("heun", onestep.heun, "Heun", ("HeunDiscreteScheduler",), evaluations=2, options=_CHURN),
+    Sampler("dpm2", onestep.dpm2, "DPM2", ("KDPM2DiscreteScheduler", "dpm_2", "kdpm2"), "karras", evaluations=2, options=_CHURN),
+    Sampler(
+        "dpm2_a",
+        onestep.dpm2_a,
+        "DPM2 a",
+        ("KDPM2AncestralDiscreteScheduler", "dpm_2_a", "dpm_2_ancestral", "kdpm2_a"),
+        "karras",
+        stochastic=True,
+        evaluations=2,
+        options=_ANCESTRAL,
+    ),
+    Sampler("lms", multistep.lms, "LMS", ("LMSDiscreteScheduler", "linear_multistep"), options=("order",)),
+    Sampler("ddim", onestep.ddim, "DDIM", ("DDIMScheduler",), grid="integer", unit_variance=True, options=("eta",)),
+    Sampler(
+        "ddpm", onestep.ddpm, "DDPM", ("DDPMScheduler",), grid="integer", stochastic=True, unit_variance=True, options=("large_variance",)
+    ),
+    Sampler("pndm", multistep.pndm, "PLMS", ("PNDMScheduler", "plms"), grid="integer", unit_variance=True),
+    Sampler("ipndm", multistep.ipndm, "iPNDM", ("IPNDMScheduler",), grid="integer", unit_variance=True),
+    Sampler(
+        "deis",
+        multistep.deis,
+        "DEIS",
+        ("DEISMultistepScheduler",),
+        grid="spare",
+        unit_variance=True,
+        options=("order", "lower_order_final"),
+    ),
+    Sampler(
+        "unipc",
+        multistep.unipc,
+        "UniPC",
+        ("UniPCMultistepScheduler", "uni_pc"),
+        grid="spare",
+        unit_variance=True,
+        options=("order", "variant", "lower_order_final"),
+    ),
+    Sampler(
+        "dpm++2m",
+        multistep.dpmpp_2m,
+        "DPM++ 2M",
+        ("DPMSolverMultistepScheduler", "dpm_solver++"),
+        "karras",
+        grid="spare",
+        unit_variance=True,
+        options=("order", "solver", "lower_order_final", "euler_at_final"),
+    ),
+    Sampler(
+        "dpm++2m_sde",
+        multistep.dpmpp_2m_sde,
+        "DPM++ 2M SDE",
+        ("sde-dpmsolver++",),
+        "exponential",
+        grid="spare",
+        stochastic=True,
+        unit_variance=True,
+        options=("eta", "s_noise", "solver", "lower_order_final", "euler_at_final"),
+    ),
+    Sampler(
+        "dpm++3m_sde",
+        multistep.dpmpp_3m_sde,
+        "DPM++ 3M SDE",
+        (),
+        "exponential",
+        grid="spare",
+        stochastic=True,
+        unit_variance=True,
+        options=_ANCESTRAL,
+    ),
+    Sampler(
+        "dpm++2s",
+        multistep.dpmpp_2s,
+        "DPM++ 2S",
+        ("DPMSolverSinglestepScheduler",),
+        "karras",
+        grid="spare",
+        unit_variance=True,
+        options=("solver",),
+    ),
+    Sampler(
+        "dpm++2s_a",
+        onestep.dpmpp_2s_a,
+        "DPM++ 2S a",
+        ("dpm++2s_ancestral",),
+        "karras",
+        stochastic=True,
+        evaluations=2,
+        options=_ANCESTRAL,
+    ),
+    Sampler(
+        "dpm++sde", onestep.dpmpp_sde, "DPM++ SDE", ("DPMSolverSDEScheduler",), "karras", stochastic=True, evaluations=2, options=_ANCESTRAL
+    ),
+    Sampler("lcm", onestep.lcm, "LCM", ("LCMScheduler",), "lcm", grid="integer", stochastic=True, unit_variance=True),
+    Sampler(
+        "tcd", onestep.tcd, "TCD", ("TCDScheduler",), "lcm", grid="integer", stochastic=True, unit_variance=True, options=("eta", "noise")
+    ),
+    Sampler(
+        "euler_flow", onestep.euler_flow, "Euler Flow", ("FlowMatchEulerDiscreteScheduler", "flow_match_euler"), options=("stochastic",)
+    ),
+)
+
+SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in _TABLE}
+"""Every sampler by its canonical name."""
+
+_BY_KEY = {key_of(alias): sampler for sampler in _TABLE for alias in (sampler.name, sampler.label, *sampler.aliases)}
+_SUFFIXES = {key_of(label): entry.name for entry in SCHEDULES.values() for label in (entry.name, entry.label) if entry.name != "ays_sdxl"}
+_OWN_SPACING = {key_of(sampler.aliases[0]) for sampler in _TABLE if sampler.aliases and sampler.aliases[0].endswith("Scheduler")}
+
+
+def find(name: str) -> Sampler:
+    """The sampler of that name: ours, A1111's label or diffusers' class; case, spaces, dashes and underscores do not count.
+
+    A label that names a schedule as well ("DPM++ 2M Karras") gives a sampler with that default schedule; a class of
+    diffusers one with the model's own (LCM and TCD keep theirs).
+
+    Raises:
+        RequestError: there is none; the message lists all and guesses what was meant.
+    """
+    key = key_of(re.sub(r"^\s*(k_|sample_)", "", name.casefold()))
+    if key in _BY_KEY:
+        found = _BY_KEY[key]
+        return replace(found, schedule="model") if key in _OWN_SPACING and found.schedule != "lcm" else found
+    for suffix, schedule in _SUFFIXES.items():
+        stem = key.removesuffix(suffix)
+        if stem != key and stem in _BY_KEY:
+            return replace(_BY_KEY[stem], schedule=schedule)
+    raise unknown("sampler", name, SAMPLERS)
+
+
+def start_scale(sampler: Sampler, noise: Noise, sigma: float) -> float:
+    """The factor of the unit noise that a picture starts from at `sigma`, as diffusers has it.
+
+    k-diffusion starts from `sigma · noise`, training from `sqrt(1 + sigma²) · noise` (0.2 % more at sigma 14.6). Diffusers
+    takes the latter for samplers of the alpha-bar world, and for Euler and its kin when the model's spacing is leading.
+    """
+    if noise.prediction != "flow" and (sampler.unit_variance or noise.spacing == "leading"):
+        return math.sqrt(1.0 + sigma * sigma)
+    return sigma
+
+
+def options_for(sampler: Sampler, options: dict[str, object]) -> dict[str, object]:
+    """`options`, if the sampler has all of them.
+
+    Raises:
+        RequestError: it has not; the message lists what it has.
+    """
+    strange = [name for name in options if name not in sampler.options]
+    if strange:
+        known = ", ".join(sampler.options) or "none"
+        raise RequestError(f"sampler {sampler.name} has no option {strange[0]!r}: its options are {known}")
+    return options

@@ -1,0 +1,236 @@
+"""Samplers that look at nothing but where they are: Euler and its stochastic kin, second-order steps, few-step models.
+
+Each is a generator `(denoise, x, sigmas, rng) -> Iterator`: x starts at `sigmas[0]` in k-diffusion's scale (x0 + sigma · noise),
+every yielded array is the sample at the next sigma. Coefficients are Python floats, samples float32.
+
+A sample x of the alpha-bar world (DDPM, DDIM, LCM, TCD) is `x / sqrt(alpha_bar)` here; there DDIM is Euler's step, and
+eta adds exactly the noise of an ancestral step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+from ..models.manifest import Noise
+from .denoise import Array, Denoise
+from .randomness import Rng
+from .schedules import Levels, sigma_of, timestep_of
+
+
+def euler(
+    denoise: Denoise,
+    x: Array,
+    sigmas: Levels,
+    rng: Rng,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Iterator[Array]:
+    """Euler's method; with `s_churn`, algorithm 2 of Karras et al. 2022 without its second-order correction.
+
+    With churn the model sees the sample it is asked about, as in the paper; diffusers shows it the one before the churn.
+    """
+    churn = _churn(len(sigmas) - 1, s_churn, s_tmin, s_tmax, s_noise)
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        x, sigma_hat = churn(x, sigma, rng)
+        x0 = denoise(x, sigma_hat)
+        x = x0 + (sigma_next / sigma_hat) * (x - x0)
+        yield x
+
+
+def euler_a(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: float = 1.0, s_noise: float = 1.0) -> Iterator[Array]:
+    """Euler's method down to less noise than asked for, and fresh noise to fill up (k-diffusion's "ancestral")."""
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        down, up = _ancestral(sigma, sigma_next, eta)
+        x0 = denoise(x, sigma)
+        x = x0 + (down / sigma) * (x - x0)
+        if up > 0.0:
+            x = x + (up * s_noise) * rng.normal(x.shape)
+        yield x
+
+
+def ddim(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: float = 0.0) -> Iterator[Array]:
+    """Song et al. 2020 (arXiv:2010.02502), equation 12; eta 0 is deterministic, 1 is DDPM.
+
+    Diffusers steps down by train_timesteps // steps whatever the next timestep is; here each step ends where the next one
+    begins, the same unless the spacing is uneven (linspace, or trailing when the number of steps does not divide evenly).
+    """
+    return euler_a(denoise, x, sigmas, rng, eta=eta)
+
+
+def ddpm(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, large_variance: bool = False) -> Iterator[Array]:
+    """Ho et al. 2020 (arXiv:2006.11239), equations 6 and 7; `large_variance` takes beta for the variance ("fixed_large")."""
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        down, up = _ancestral(sigma, sigma_next, 1.0)
+        if large_variance:
+            growth = 1.0 + sigma_next**2
+            up = math.sqrt(growth - growth**2 / (1.0 + sigma**2))
+        x0 = denoise(x, sigma)
+        x = x0 + (down / sigma) * (x - x0)
+        if up > 0.0:
+            x = x + up * rng.normal(x.shape)
+        yield x
+
+
+def heun(
+    denoise: Denoise,
+    x: Array,
+    sigmas: Levels,
+    rng: Rng,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Iterator[Array]:
+    """Algorithm 2 of Karras et al. 2022: Heun's method, Euler's on the last step. Two calls of the model a step."""
+    churn = _churn(len(sigmas) - 1, s_churn, s_tmin, s_tmax, s_noise)
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        x, sigma_hat = churn(x, sigma, rng)
+        slope = (x - denoise(x, sigma_hat)) / sigma_hat
+        ahead = x + (sigma_next - sigma_hat) * slope
+        if sigma_next > 0.0:
+            slope = 0.5 * (slope + (ahead - denoise(ahead, sigma_next)) / sigma_next)
+            ahead = x + (sigma_next - sigma_hat) * slope
+        x = ahead
+        yield x
+
+
+def dpm2(
+    denoise: Denoise,
+    x: Array,
+    sigmas: Levels,
+    rng: Rng,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Iterator[Array]:
+    """k-diffusion's DPM2: the midpoint method, the midpoint taken in log sigma (after DPM-Solver-2, arXiv:2206.00927). Two calls a step."""
+    churn = _churn(len(sigmas) - 1, s_churn, s_tmin, s_tmax, s_noise)
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        x, sigma_hat = churn(x, sigma, rng)
+        x = _midpoint_step(denoise, x, sigma_hat, sigma_next)
+        yield x
+
+
+def dpm2_a(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: float = 1.0, s_noise: float = 1.0) -> Iterator[Array]:
+    """`dpm2` with ancestral noise."""
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        down, up = _ancestral(sigma, sigma_next, eta)
+        x = _midpoint_step(denoise, x, sigma, down)
+        if up > 0.0:
+            x = x + (up * s_noise) * rng.normal(x.shape)
+        yield x
+
+
+def _midpoint_step(denoise: Denoise, x: Array, sigma: float, sigma_next: float) -> Array:
+    x0 = denoise(x, sigma)
+    if sigma_next == 0.0:
+        return x0
+    middle = math.sqrt(sigma * sigma_next)
+    halfway = x0 + (middle / sigma) * (x - x0)
+    return x + ((sigma_next - sigma) / middle) * (halfway - denoise(halfway, middle))
+
+
+def dpmpp_2s_a(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: float = 1.0, s_noise: float = 1.0) -> Iterator[Array]:
+    """k-diffusion's DPM-Solver++(2S) with ancestral noise (arXiv:2211.01095, algorithm 1, r = 1/2). Two calls a step."""
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        down, up = _ancestral(sigma, sigma_next, eta)
+        x0 = denoise(x, sigma)
+        if down > 0.0:
+            middle = math.sqrt(sigma * down)
+            x0 = denoise(x0 + (middle / sigma) * (x - x0), middle)
+        x = x0 + (down / sigma) * (x - x0)
+        if up > 0.0:
+            x = x + (up * s_noise) * rng.normal(x.shape)
+        yield x
+
+
+def dpmpp_sde(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: float = 1.0, s_noise: float = 1.0) -> Iterator[Array]:
+    """k-diffusion's DPM-Solver++ (stochastic): `dpmpp_2s_a` with noise on the way to the midpoint too. Two calls a step.
+
+    Both noises of a step are increments of one Brownian motion in sigma: the second begins with the first.
+    """
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        x0 = denoise(x, sigma)
+        if sigma_next == 0.0:
+            x = x0
+            yield x
+            continue
+        middle = math.sqrt(sigma * sigma_next)
+        first, second = rng.normal(x.shape), rng.normal(x.shape)
+        down, up = _ancestral(sigma, middle, eta)
+        halfway = x0 + (down / sigma) * (x - x0) + (up * s_noise) * first
+        x0 = denoise(halfway, middle)
+        share = (sigma - middle) / (sigma - sigma_next)
+        whole = math.sqrt(share) * first + math.sqrt(1.0 - share) * second
+        down, up = _ancestral(sigma, sigma_next, eta)
+        x = x0 + (down / sigma) * (x - x0) + (up * s_noise) * whole
+        yield x
+
+
+def lcm(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng) -> Iterator[Array]:
+    """Latent consistency models (Luo et al. 2023, arXiv:2310.04378): jump to the end, add new noise, jump again.
+
+    The boundary scalings of the paper (c_skip, c_out) differ from 0 and 1 by less than 1e-5 from timestep 19 on, the last
+    one of these models, and are left out.
+    """
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        x = denoise(x, sigma)
+        if sigma_next > 0.0:
+            x = x + sigma_next * rng.normal(x.shape)
+        yield x
+
+
+_STABLE_DIFFUSION = Noise()
+
+
+def tcd(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: float = 0.3, noise: Noise = _STABLE_DIFFUSION) -> Iterator[Array]:
+    """Trajectory consistency distillation (Zheng et al. 2024, arXiv:2402.19159), strategic stochastic sampling.
+
+    Each step jumps below its end, to the timestep (1 - eta) · t', and adds noise up to it. `eta` is the paper's gamma; `noise`
+    is needed for its timesteps. Diffusers ends at the smallest sigma of the model, and so does this with such `sigmas`.
+    """
+    timestep, sigma_at = timestep_of(noise), sigma_of(noise)
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        below = 0.0
+        if sigma_next > 0.0:
+            below = min(sigma_next, sigma_at(math.floor((1.0 - eta) * timestep(sigma_next)))) if eta > 0.0 else sigma_next
+        x0 = denoise(x, sigma)
+        x = x0 + (below / sigma) * (x - x0)
+        if below < sigma_next:
+            x = x + math.sqrt(sigma_next**2 - below**2) * rng.normal(x.shape)
+        yield x
+
+
+def euler_flow(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, stochastic: bool = False) -> Iterator[Array]:
+    """Euler's method for flow matching (Esser et al. 2024, arXiv:2403.03206): in this space, plain `euler`.
+
+    `stochastic` adds new noise instead of the predicted one, as diffusers' `stochastic_sampling`.
+    """
+    return (lcm if stochastic else euler)(denoise, x, sigmas, rng)
+
+
+def _ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
+    """How far to step down, and how much noise to add so that sigma_next results (k-diffusion, `get_ancestral_step`)."""
+    up = min(sigma_next, eta * math.sqrt(sigma_next**2 * max(sigma**2 - sigma_next**2, 0.0)) / sigma)
+    return math.sqrt(sigma_next**2 - up**2), up
+
+
+def _churn(steps: int, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> Callable[[Array, float, Rng], tuple[Array, float]]:
+    """The stochastic prelude of algorithm 2 of Karras et al. 2022: a little more noise, a little larger sigma."""
+
+    def churned(x: Array, sigma: float, rng: Rng) -> tuple[Array, float]:
+        gamma = min(s_churn / steps, math.sqrt(2.0) - 1.0) if s_tmin <= sigma <= s_tmax else 0.0
+        if gamma == 0.0:
+            return x, sigma
+        sigma_hat = sigma * (1.0 + gamma)
+        return x + (math.sqrt(sigma_hat**2 - sigma**2) * s_noise) * rng.normal(x.shape), sigma_hat
+
+    return churned

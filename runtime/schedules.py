@@ -1,0 +1,365 @@
+"""Schedules: which noise levels a picture passes through.
+
+Everything lives in the space of Karras et al. 2022 (arXiv:2206.00364): `x = x0 + sigma · noise`, sigma from large to 0.
+A model trained with alpha-bars has `sigma = sqrt((1 - alpha_bar) / alpha_bar)`; a flow-matching model, whose samples
+are `(1 - s) · x0 + s · noise`, has `sigma = s / (1 - s)`, so that one set of samplers serves both.
+
+A schedule is an array of `steps + 1` float64 values, strictly descending, ending in 0 (or in the model's smallest sigma,
+where `final` says so). Deviations from diffusers, all on purpose:
+
+* One step starts at the top whatever the spacing; diffusers' linspace and leading start at the bottom.
+* `karras`, `exponential` and `beta` span the model's whole range, as k-diffusion, A1111 and diffusers' multistep
+  solvers do; diffusers' Euler, Heun, LMS and KDPM2 span what the spacing left of it, the same for linspace.
+* Neighbours are never equal: where diffusers repeats the last sigma (`final_sigmas_type` sigma_min after karras) and
+  spends a call of the model on a step of length 0, that step is left out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.errors import RequestError
+from ..models.manifest import Noise, Spacing
+
+Levels = NDArray[np.float64]
+Grid = Literal["fractional", "integer", "spare"]
+"""How a sampler of diffusers lays the model's own spacing: `fractional` timesteps (Euler, Heun, LMS, KDPM2),
+whole ones (`integer`: DDIM, DDPM, PNDM), or whole ones with one to `spare` at the bottom (DPM++, DEIS, UniPC)."""
+Final = Literal["zero", "sigma_min"]
+"""Where the last step ends. `sigma_min` is what diffusers calls `set_alpha_to_one=False` or `final_sigmas_type="sigma_min"`."""
+
+_FLOW_TOP = 1.0 - 1e-6  # s = 1 is pure noise and an infinite sigma; diffusers' UniPC steps back as far
+
+
+@lru_cache(maxsize=16)
+def alpha_bars(noise: Noise) -> Levels:
+    """The share of the signal's variance left at each training timestep, (train_timesteps,), float64, descending, read-only.
+
+    `squaredcos_cap_v2` is Nichol & Dhariwal 2021 (arXiv:2102.09672). With `zero_terminal_snr` the betas are rescaled as
+    in Lin et al. 2023 (arXiv:2305.08891, algorithm 1); the last value, 0 there, is 2⁻²⁴ here, as in diffusers' Euler and
+    DPM++, so that sigma stays finite (4096). For a flow model it is what gives the same sigma.
+    """
+    count = noise.train_timesteps
+    if noise.prediction == "flow":
+        result = 1.0 / (1.0 + _to_sigma(_shifted(np.arange(1, count + 1) / count, noise.flow_shift)) ** 2)
+    else:
+        result = np.cumprod(1.0 - _betas(noise))
+        if noise.zero_terminal_snr:
+            root = np.sqrt(result)
+            result = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+            result[-1] = 2.0**-24
+    result.setflags(write=False)
+    return result
+
+
+def _betas(noise: Noise) -> Levels:
+    count, first, last = noise.train_timesteps, noise.beta_start, noise.beta_end
+    if noise.betas == "linear":
+        return np.linspace(first, last, count)
+    if noise.betas == "scaled_linear":
+        return np.linspace(math.sqrt(first), math.sqrt(last), count) ** 2
+    cosine = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * (math.pi / 2)) ** 2
+    return np.minimum(1.0 - cosine[1:] / cosine[:-1], 0.999)
+
+
+@lru_cache(maxsize=16)
+def model_sigmas(noise: Noise) -> Levels:
+    """The sigma of each training timestep, (train_timesteps,), float64, ascending, read-only."""
+    bars = alpha_bars(noise)
+    result = np.sqrt((1.0 - bars) / bars)
+    result.setflags(write=False)
+    return result
+
+
+def timestep_of(noise: Noise) -> Callable[[float], float]:
+    """The function from sigma to the timestep that the model is told, fractional between training timesteps.
+
+    Linear in log sigma, as in k-diffusion and diffusers; whole numbers at the model's own sigmas, the ends outside of
+    their range. Diffusers' multistep solvers and KDPM2 round it under karras; here nothing is rounded.
+    """
+    if noise.prediction == "flow":
+        return lambda sigma: noise.train_timesteps * sigma / (1.0 + sigma)
+    logs = np.log(model_sigmas(noise))
+    steps = np.arange(len(logs), dtype=np.float64)
+
+    def timestep(sigma: float) -> float:
+        exact = float(np.interp(math.log(max(sigma, 1e-10)), logs, steps))
+        whole = round(exact)
+        return float(whole) if abs(exact - whole) < 1e-6 else exact
+
+    return timestep
+
+
+def sigma_of(noise: Noise) -> Callable[[float], float]:
+    """The inverse of `timestep_of` within the range of training timesteps."""
+    if noise.prediction == "flow":
+        return lambda timestep: float(_to_sigma(np.float64(timestep / noise.train_timesteps)))
+    logs = np.log(model_sigmas(noise))
+    steps = np.arange(len(logs), dtype=np.float64)
+    return lambda timestep: math.exp(float(np.interp(timestep, steps, logs)))
+
+
+def sigmas(schedule: str, noise: Noise, steps: int, grid: Grid = "fractional", final: Final = "zero") -> Levels:
+    """`steps + 1` descending noise levels for the schedule of that name, ending in 0.
+
+    With `final` sigma_min they end there, and are one fewer where the schedule itself does.
+    `grid` is the sampler's (`samplers.Sampler.grid`) and matters to the model's own spacings only.
+
+    Raises:
+        RequestError: an unknown name, or fewer than 1 or more than `train_timesteps` steps (`lcm`: 50).
+    """
+    function = find(schedule).function
+    if not 1 <= steps <= noise.train_timesteps:
+        raise RequestError(f"steps: {steps}, but this model draws in 1 to {noise.train_timesteps} steps: choose a number in between")
+    levels = function(noise, steps, grid)
+    if noise.prediction == "flow":
+        levels = _to_sigma(levels)
+    if final == "zero" or noise.prediction == "flow":
+        return np.append(levels, 0.0)
+    last = float(model_sigmas(noise)[0])
+    return np.append(levels, last) if levels[-1] > last * (1.0 + 1e-9) else levels
+
+
+def from_timesteps(timesteps: Sequence[float], noise: Noise) -> Levels:
+    """The schedule that passes through these (descending, possibly fractional) timesteps and ends in 0.
+
+    Raises:
+        RequestError: none given, not descending, or outside of 0 … `train_timesteps` - 1.
+    """
+    top = noise.train_timesteps - (noise.prediction != "flow")
+    if any(not 0 <= step <= top for step in timesteps):
+        raise RequestError(f"timesteps: {list(timesteps)}: expected numbers from {top} down to 0")
+    return from_sigmas([sigma_of(noise)(step) for step in timesteps])
+
+
+def from_sigmas(levels: Sequence[float]) -> Levels:
+    """A schedule of your own: descending noise levels in k-diffusion's scale; a 0 is added at the end if it is missing.
+
+    Raises:
+        RequestError: none given, not finite, not positive or not strictly descending.
+    """
+    result = np.asarray(levels, dtype=np.float64)
+    if result.ndim == 1 and result.size and result[-1] != 0.0:
+        result = np.append(result, 0.0)
+    if result.ndim != 1 or result.size < 2 or not np.isfinite(result).all() or (np.diff(result) >= 0.0).any():
+        raise RequestError(f"sigmas: {list(levels)}: expected at least one positive number, each smaller than the one before")
+    return result
+
+
+def _model(noise: Noise, steps: int, grid: Grid) -> Levels:
+    if noise.prediction == "flow":
+        return _flow(noise, steps, grid)
+    return _spaced(noise.spacing)(noise, steps, grid)
+
+
+def _spaced(spacing: Spacing) -> Callable[[Noise, int, Grid], Levels]:
+    """The training timesteps of one spacing (Lin et al. 2023, table 2), as sigmas, linear in between as in diffusers."""
+
+    def levels(noise: Noise, steps: int, grid: Grid) -> Levels:
+        timesteps = _timesteps(spacing, noise, steps, grid)
+        own = model_sigmas(noise)
+        result = np.interp(timesteps, np.arange(len(own)), own)
+        return _from_sigma(result) if noise.prediction == "flow" else result
+
+    return levels
+
+
+def _timesteps(spacing: Spacing, noise: Noise, steps: int, grid: Grid) -> Levels:
+    count = noise.train_timesteps
+    if steps == 1:
+        return np.array([count - 1.0])
+    if spacing == "trailing":
+        return np.round(count - np.arange(steps) * (count / steps)) - 1.0
+    spare = int(grid == "spare" and steps < count)
+    if spacing == "linspace":
+        result = np.linspace(0.0, count - 1.0, steps + spare)[spare:][::-1]
+        return result if grid == "fractional" else np.round(result)
+    stride = count // (steps + spare)
+    result = np.arange(spare, steps + spare)[::-1] * float(stride)
+    return result + min(noise.steps_offset, count - 1.0 - result[0])
+
+
+def _flow(noise: Noise, steps: int, grid: Grid) -> Levels:
+    """Even steps in s, then the shift of Esser et al. 2024 (arXiv:2403.03206, section 5.3.2).
+
+    The lower end is shifted twice, as FlowMatchEulerDiscreteScheduler does. `spare` lays them as the flow mode of
+    diffusers' multistep solvers: without a second shift, the bottom left out.
+    """
+    if noise.prediction != "flow":
+        raise RequestError("schedule 'flow' is for flow-matching models, and this is none: choose model, karras or another")
+    if grid == "spare":
+        return _shifted(1.0 - np.linspace(1.0 / noise.train_timesteps, 1.0, steps + 1)[:-1], noise.flow_shift)
+    bottom = float(_shifted(np.float64(1.0 / noise.train_timesteps), noise.flow_shift))
+    return _shifted(np.linspace(1.0, bottom, steps), noise.flow_shift)
+
+
+def _karras(noise: Noise, steps: int, grid: Grid) -> Levels:  # noqa: ARG001  (all schedules have one signature)
+    """Karras et al. 2022, equation 5, rho = 7."""
+    low, high = _bounds(noise)
+    return np.linspace(high ** (1 / 7), low ** (1 / 7), steps) ** 7
+
+
+def _exponential(noise: Noise, steps: int, grid: Grid) -> Levels:  # noqa: ARG001  (all schedules have one signature)
+    """Even steps in log sigma: k-diffusion's exponential, and the lambda-uniform steps of Lu et al. 2022 (arXiv:2206.00927)."""
+    low, high = _bounds(noise)
+    return np.exp(np.linspace(math.log(high), math.log(low), steps))
+
+
+def _beta(noise: Noise, steps: int, grid: Grid) -> Levels:  # noqa: ARG001  (all schedules have one signature)
+    """Quantiles of the Beta(0.6, 0.6) distribution: "Beta Sampling is All You Need" (arXiv:2407.12173)."""
+    low, high = _bounds(noise)
+    return low + _beta_quantiles(1.0 - np.linspace(0.0, 1.0, steps), 0.6) * (high - low)
+
+
+def _sgm_uniform(noise: Noise, steps: int, grid: Grid) -> Levels:  # noqa: ARG001  (all schedules have one signature)
+    """Stability's generative-models: even timesteps from the top, the bottom left out."""
+    sigma = sigma_of(noise)
+    result = np.array([sigma(t) for t in np.linspace(noise.train_timesteps - 1.0, 0.0, steps + 1)[:-1].tolist()])
+    return _from_sigma(result) if noise.prediction == "flow" else result
+
+
+def _simple(noise: Noise, steps: int, grid: Grid) -> Levels:  # noqa: ARG001  (all schedules have one signature)
+    """Every n-th of the model's own sigmas, from the top."""
+    count = noise.train_timesteps
+    result = model_sigmas(noise)[count - 1 - (np.arange(steps) * count / steps).astype(np.int64)]
+    return _from_sigma(result) if noise.prediction == "flow" else result
+
+
+def _align_your_steps(table: Sequence[float]) -> Callable[[Noise, int, Grid], Levels]:
+    """Sabour et al. 2024 (arXiv:2404.14507): optimized for ten steps, log-linear in between for other counts."""
+    logs = np.log(table)
+
+    def levels(noise: Noise, steps: int, grid: Grid) -> Levels:  # noqa: ARG001  (all schedules have one signature)
+        result = np.exp(np.interp(np.linspace(0.0, 1.0, steps + 1), np.linspace(0.0, 1.0, len(logs)), logs))[:-1]
+        return _from_sigma(result) if noise.prediction == "flow" else result
+
+    return levels
+
+
+def _lcm(noise: Noise, steps: int, grid: Grid) -> Levels:  # noqa: ARG001  (all schedules have one signature)
+    """The timesteps that latent consistency models were distilled on (Luo et al. 2023, arXiv:2310.04378): 50, thinned out evenly."""
+    trained = min(50, noise.train_timesteps)
+    if steps > trained:
+        raise RequestError(f"steps: {steps}, but the schedule lcm has {trained}: ask for fewer steps, 4 to 8 are usual")
+    kept = np.floor(np.linspace(0, trained, steps, endpoint=False)).astype(np.int64)
+    result = model_sigmas(noise)[(trained - kept) * (noise.train_timesteps // trained) - 1]
+    return _from_sigma(result) if noise.prediction == "flow" else result
+
+
+def _bounds(noise: Noise) -> tuple[float, float]:
+    """Smallest and largest level: sigma, for a flow model s."""
+    if noise.prediction == "flow":
+        return float(_flow(noise, 2, "fractional")[-1]), 1.0
+    own = model_sigmas(noise)
+    return float(own[0]), float(own[-1])
+
+
+def _shifted(s: Levels | np.float64, shift: float) -> Levels:
+    return np.asarray(shift * s / (1.0 + (shift - 1.0) * s))
+
+
+def _to_sigma(s: Levels | np.float64) -> Levels:
+    s = np.minimum(s, _FLOW_TOP)
+    return np.asarray(s / (1.0 - s))
+
+
+def _from_sigma(sigma: Levels) -> Levels:
+    return sigma / (1.0 + sigma)
+
+
+def _beta_quantiles(probability: Levels, shape: float) -> Levels:
+    """The quantiles of the symmetric Beta(shape, shape) distribution, shape < 1.
+
+    Below one half the incomplete beta function is a power series with positive terms (DLMF 8.17.8), convex in
+    u = x**shape, so that Newton's method from the first term's inverse comes down to the root without overshooting.
+    """
+    total = math.gamma(shape) ** 2 / math.gamma(2 * shape)
+    low = np.minimum(probability, 1.0 - probability)
+    u = start = low * shape * total
+    factors = np.ones(80)
+    for n in range(1, 80):
+        factors[n] = factors[n - 1] * (n - shape) / n
+    powers = np.arange(80)
+    for _ in range(12):
+        x = u ** (1.0 / shape)
+        series = x[:, None] ** powers
+        value = u * (series @ (factors / (powers + shape))) * shape
+        u = u - (value - start) / (series @ factors)
+    x = u ** (1.0 / shape)
+    return np.where(probability <= 0.5, x, 1.0 - x)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One way to lay out noise levels. `function` is (noise, steps, grid) → levels without the last one; for flow models in s."""
+
+    name: str
+    function: Callable[[Noise, int, Grid], Levels]
+    label: str
+    """As A1111 writes it in its metadata."""
+    aliases: tuple[str, ...] = ()
+
+
+_AYS_SD = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+_AYS_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
+
+SCHEDULES: dict[str, Schedule] = {
+    entry.name: entry
+    for entry in (
+        Schedule("model", _model, "Automatic", ("automatic", "normal", "uniform", "default")),
+        Schedule("linspace", _spaced("linspace"), "Uniform"),
+        Schedule("leading", _spaced("leading"), "DDIM", ("ddim_uniform", "ddim")),
+        Schedule("trailing", _spaced("trailing"), "Trailing"),
+        Schedule("karras", _karras, "Karras", ("use_karras_sigmas",)),
+        Schedule("exponential", _exponential, "Exponential", ("polyexponential", "use_exponential_sigmas", "use_lu_lambdas")),
+        Schedule("beta", _beta, "Beta", ("use_beta_sigmas",)),
+        Schedule("sgm_uniform", _sgm_uniform, "SGM Uniform"),
+        Schedule("simple", _simple, "Simple"),
+        Schedule("ays", _align_your_steps(_AYS_SD), "Align Your Steps", ("align_your_steps", "ays_sd1", "ays_sd15")),
+        Schedule("ays_sdxl", _align_your_steps(_AYS_SDXL), "Align Your Steps", ("align_your_steps_sdxl",)),
+        Schedule("lcm", _lcm, "LCM", ("tcd",)),
+        Schedule("flow", _flow, "Flow", ("use_flow_sigmas",)),
+    )
+}
+"""Every schedule by its canonical name."""
+
+
+def key_of(name: str) -> str:
+    """What is left of a name when case, spaces, dashes and underscores do not count, and `++` is `pp`."""
+    return "".join(character for character in name.casefold().replace("++", "pp") if character.isalnum())
+
+
+_BY_KEY = {key_of(alias): entry for entry in SCHEDULES.values() for alias in (entry.name, *entry.aliases)}
+
+
+def find(name: str, family: str | None = None) -> Schedule:
+    """The schedule of that name: ours, A1111's label or diffusers' option; case, spaces and dashes do not count.
+
+    `family` chooses between the two tables of Align Your Steps.
+
+    Raises:
+        RequestError: there is none; the message lists all and guesses what was meant.
+    """
+    key = key_of(name)
+    found = _BY_KEY.get(key)
+    if found is None:
+        raise unknown("schedule", name, SCHEDULES)
+    if found.name == "ays" and family is not None and family.startswith("sdxl"):
+        return SCHEDULES["ays_sdxl"]
+    return found
+
+
+def unknown(kind: str, name: str, names: Iterable[str]) -> RequestError:
+    """The error for a name that a table does not have: the nearest one, and all of them."""
+    known = {key_of(entry): entry for entry in names}
+    near = difflib.get_close_matches(key_of(name), known, n=1, cutoff=0.6)
+    guess = f" (did you mean {known[near[0]]}?)" if near else ""
+    return RequestError(f"{kind} {name!r} is not known{guess}: choose one of {', '.join(known.values())}")
