@@ -2,27 +2,27 @@
 
 It walks the mapped file and skips over tensor payloads, so its time depends on the number of nodes and not on the
 size of the weights. Nothing is allocated for what a file merely claims to hold.
-Format: https://onnx.ai/onnx/repo-docs/IR.html and onnx.proto; encoding: https://protobuf.dev/programming-guides/encoding.
+Format: https://onnx.ai/onnx/repo-docs/IR.html and onnx.proto.
 """
 
 from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import BundleError
 from .manifest import Tensor
+from .protobuf import MalformedError, Walker, encode_field, encode_varint
 
-MAX_FIELDS = 20_000_000
-"""Fields that are visited before a file is refused; the largest graphs of the trade have a tenth."""
 MAX_DEPTH = 16
 """Graphs within graphs (the branches of If, the body of Loop)."""
-
-_Bytes = bytes | mmap.mmap
 
 _DTYPES = {
     1: ("float32", 32), 2: ("uint8", 8), 3: ("int8", 8), 4: ("uint16", 16), 5: ("int16", 16), 6: ("int32", 32), 7: ("int64", 64),
@@ -71,6 +71,7 @@ def read(path: Path) -> Graph:
     Raises:
         BundleError: missing, not a regular file, not an ONNX model (with what it looks like), or larger than any model.
     """
+    head = b""
     try:
         with path.open("rb") as file:
             if not path.is_file():
@@ -82,7 +83,7 @@ def read(path: Path) -> Graph:
                 return _Reader(data).model()
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); expected an ONNX model") from error
-    except _Malformed as error:
+    except MalformedError as error:
         raise BundleError(f"{path}: not an ONNX model (looks like {looks_like(head)}; {error}): download or export it again") from error
 
 
@@ -101,82 +102,23 @@ def looks_like(head: bytes) -> str:
     return next((kind for mark, kind in kinds.items() if start.startswith(mark)), "damaged or cut-off data")
 
 
-class _Malformed(Exception):
-    """The bytes are not what the format demands."""
-
-
 @dataclass
 class _Found:
     """What the walk has gathered."""
 
-    operators: set[tuple[str, str]] = field(default_factory=set)
-    functions: set[tuple[str, str]] = field(default_factory=set)
-    hidden: list[Initializer] = field(default_factory=list)
-    harmless: set[bytes] = field(default_factory=set)
+    operators: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    functions: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    hidden: list[Initializer] = field(default_factory=list[Initializer])
+    harmless: set[bytes] = field(default_factory=set[bytes])
     """Attributes already seen to hold neither tensor nor graph: the same few come again and again."""
 
 
-class _Reader:
+class _Reader(Walker):
     """One walk over one file."""
 
-    def __init__(self, data: _Bytes) -> None:
-        self.data = data
-        self.left = MAX_FIELDS
+    def __init__(self, data: bytes | mmap.mmap) -> None:
+        super().__init__(data)
         self.found = _Found()
-
-    def varint(self, at: int, end: int) -> tuple[int, int]:
-        data, value, shift = self.data, 0, 0
-        while at < end and shift < 70:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value & 0xFFFFFFFFFFFFFFFF, at
-            shift += 7
-        raise _Malformed(f"a number is cut off at byte {at}")
-
-    def fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """(field number, wire type, value or start, end) of each field of the message in `data[at:end]`."""
-        data = self.data
-        while at < end:
-            self.left -= 1
-            if self.left < 0:
-                raise _Malformed(f"more than {MAX_FIELDS:,} parts")
-            tag = data[at]
-            at += 1
-            if tag > 127:
-                tag, at = self.varint(at - 1, end)
-            wire = tag & 7
-            if wire == 2:
-                if at >= end:
-                    raise _Malformed(f"it ends within a field at byte {at}")
-                size = data[at]
-                at += 1
-                if size > 127:
-                    size, at = self.varint(at - 1, end)
-                if size > end - at:
-                    raise _Malformed(f"a field at byte {at} claims {size} bytes of {end - at}")
-                yield tag >> 3, 2, at, at + size
-                at += size
-            elif wire == 0:
-                value, at = self.varint(at, end)
-                yield tag >> 3, 0, value, at
-            elif wire in {1, 5}:
-                size = 8 if wire == 1 else 4
-                if size > end - at:
-                    raise _Malformed(f"it ends within a field at byte {at}")
-                yield tag >> 3, wire, at, at + size
-                at += size
-            else:
-                raise _Malformed(f"no protocol buffer at byte {at}")
-
-    def text(self, start: int, end: int) -> str:
-        if end - start > 65_536:
-            raise _Malformed(f"a name of {end - start} bytes at byte {start}")
-        try:
-            return self.data[start:end].decode()
-        except UnicodeDecodeError:
-            raise _Malformed(f"a name at byte {start} is not UTF-8") from None
 
     def model(self) -> Graph:
         opsets: dict[str, int] = {}
@@ -187,7 +129,7 @@ class _Reader:
                 version = start
             elif number == 7 and wire == 2:
                 if graph is not None:
-                    raise _Malformed("it has two graphs")
+                    raise MalformedError("it has two graphs")
                 graph = (start, end)
             elif number == 8 and wire == 2:
                 domain, opset = self.opset(start, end)
@@ -195,7 +137,7 @@ class _Reader:
             elif number == 25 and wire == 2:
                 self.function(start, end)
         if graph is None or not 3 <= version < 1 << 16 or not opsets:
-            raise _Malformed("it has no version, no operator set or no graph")
+            raise MalformedError("it has no version, no operator set or no graph")
         inputs, outputs, initializers = self.graph(*graph, 0)
         found = self.found
         return Graph(
@@ -234,7 +176,7 @@ class _Reader:
 
     def graph(self, start: int, end: int, depth: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Initializer]]:
         if depth > MAX_DEPTH:
-            raise _Malformed(f"more than {MAX_DEPTH} graphs within one another")
+            raise MalformedError(f"more than {MAX_DEPTH} graphs within one another")
         inputs: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}
         initializers: dict[str, Initializer] = {}
@@ -246,10 +188,10 @@ class _Reader:
                 elif number == 5:
                     tensor = self.tensor(a, b)._replace(span=(before, b))
                     if tensor.name in initializers:
-                        raise _Malformed(f"two initializers are called {tensor.name!r}")
+                        raise MalformedError(f"two initializers are called {tensor.name!r}")
                     initializers[tensor.name] = tensor
                 elif number == 15:
-                    raise _Malformed("it has sparse initializers, which no exporter of diffusion models writes")
+                    raise MalformedError("it has sparse initializers, which no exporter of diffusion models writes")
                 elif number in {11, 12} and depth == 0:
                     name, declared = self.value(a, b)
                     (inputs if number == 11 else outputs)[name] = declared
@@ -286,7 +228,7 @@ class _Reader:
                 plain = False
                 self.graph(a, b, depth + 1)
             elif number in {22, 23}:
-                raise _Malformed("it has a sparse constant, which no exporter of diffusion models writes")
+                raise MalformedError("it has a sparse constant, which no exporter of diffusion models writes")
         if plain and end - start <= 96:
             self.found.harmless.add(bytes(self.data[start:end]))
 
@@ -316,26 +258,24 @@ class _Reader:
     def external(self, name: str, entries: Mapping[str, str], shape: list[int], bits: int) -> tuple[str, int, int]:
         location = entries.get("location", "")
         if not location or not bits:
-            raise _Malformed(f"tensor {name!r} has no place or no known type for its external data")
+            raise MalformedError(f"tensor {name!r} has no place or no known type for its external data")
         count = 1
         for size in shape:
             count *= size
         needed = (count * bits + 7) // 8
         offset, length = _number(entries.get("offset", "0")), _number(entries.get("length", str(needed)))
         if length != needed:
-            raise _Malformed(f"tensor {name!r} of shape {shape} needs {needed} bytes, but says {length}")
+            raise MalformedError(f"tensor {name!r} of shape {shape} needs {needed} bytes, but says {length}")
         return location, offset, length
 
     def dims(self, wire: int, start: int, end: int) -> list[int]:
-        if wire == 0:
-            sizes = [start]
-        else:
-            sizes = []
+        sizes = [start] if wire == 0 else list[int]()
+        if wire:
             while start < end and len(sizes) <= 64:
                 size, start = self.varint(start, end)
                 sizes.append(size)
         if len(sizes) > 64 or any(size >= 1 << 48 for size in sizes):
-            raise _Malformed(f"a tensor of impossible shape at byte {start}")
+            raise MalformedError(f"a tensor of impossible shape at byte {start}")
         return sizes
 
     def entry(self, start: int, end: int) -> tuple[str, str]:
@@ -379,5 +319,36 @@ def _standard(domain: str) -> str:
 
 def _number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise _Malformed(f"{text[:40]!r} is not the place of external data")
+        raise MalformedError(f"{text[:40]!r} is not the place of external data")
     return int(text)
+
+
+def replaced(path: Path, tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """The bytes of the ONNX file `path` with the initializers in `tensors` holding these values instead; shapes may differ.
+
+    Raises:
+        BundleError: an initializer is not there, or has a dtype that NumPy and ONNX do not share.
+    """
+    initializers = read(path).initializers
+    missing = tensors.keys() - initializers.keys()
+    if missing:
+        raise BundleError(f"{path}: has no initializer {min(missing)!r}: the adapter was made for another model")
+    data = path.read_bytes()
+    start, end = next((a, b) for number, wire, a, b in _Reader(data).fields(0, len(data)) if number == 7 and wire == 2)
+    pieces: list[bytes] = []
+    at = start
+    for name in sorted(tensors, key=lambda name: initializers[name].span):
+        first, last = initializers[name].span
+        pieces += [data[at:first], encode_field(5, _encoded(name, tensors[name]))]
+        at = last
+    body = b"".join([*pieces, data[at:end]])
+    header = 1 + len(encode_varint(end - start))
+    return b"".join([data[: start - header], encode_field(7, body), data[end:]])
+
+
+def _encoded(name: str, array: NDArray[Any]) -> bytes:
+    kind = next((number for number, (dtype, _) in _DTYPES.items() if dtype == array.dtype.name), None)
+    if kind is None:
+        raise BundleError(f"initializer {name!r}: no ONNX dtype is called {array.dtype}: give float32, float16 or an integer")
+    dims = b"".join(b"\x08" + encode_varint(size) for size in array.shape)
+    return dims + b"\x10" + encode_varint(kind) + encode_field(8, name.encode()) + encode_field(9, np.asarray(array, order="C").tobytes())

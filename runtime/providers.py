@@ -20,13 +20,11 @@ from ..models.errors import ProviderError
 from ..models.manifest import Target
 
 AUTO = "auto"
-_PLUGINS: set[str] = set()
-"""Plug-in libraries that this process has registered: ORT refuses a second time."""
 
 
 @dataclass(frozen=True)
 class Provider:
-    """A way to run a graph. The fields are what ORT and its makers ask for; `TABLE` says why."""
+    """A way to run a graph. The fields are what ORT and the provider's makers ask for; `TABLE` says why."""
 
     name: str
     execution_provider: str
@@ -39,13 +37,18 @@ class Provider:
     """Provider options, in ORT's own names."""
     plugin: str | None = None
     """Module of a plug-in wheel that sits on the CPU wheel."""
-    strict: bool = True
-    """Whether a single node left to the CPU is an error. CUDA and DirectML leave shape arithmetic to the CPU on purpose;
-    for them only real work on the CPU is an error."""
+    whole: bool = True
+    """Whether a single node left to the CPU is an error. The others leave shape arithmetic to the CPU on purpose: there
+    only a node that does real work on the CPU is one."""
     fixed_shapes: bool = False
-    """Every free dimension has to be overridden before the session is opened."""
+    """Every free dimension has to be given when the session is opened."""
     memory_pattern: bool = True
+    """Plan memory ahead for shapes that were seen before."""
     one_run_at_a_time: bool = False
+    graph_cache: bool = False
+    """Whether ORT can write the optimized graph to a file and read it again; those that compile graphs cannot."""
+    device: str | None = None
+    """ORT's name of the memory in which inputs that stay the same are kept between runs; none where it is the CPU's."""
     note: str = ""
     """What `auto` passed over, and why; empty where the provider was asked for by name."""
 
@@ -61,32 +64,45 @@ TABLE: Mapping[str, Provider] = MappingProxyType(
                 ("cuda", "portable"),
                 options=MappingProxyType(
                     {
-                        "arena_extend_strategy": "kSameAsRequested",  # doubling wastes up to half of a small card's memory
-                        "cudnn_conv_algo_search": "HEURISTIC",  # the exhaustive search takes gigabytes of workspace and minutes
-                        "cudnn_conv_use_max_workspace": "1",  # the fast convolutions need it; off, they cost speed
-                        "prefer_nhwc": "1",  # tensor cores work on channels-last; saves a transpose around each convolution
-                        "use_tf32": "1",  # 10 bits of mantissa are what fp16 graphs have anyway
+                        "arena_extend_strategy": "kSameAsRequested",  # doubling wastes up to half of a small card
+                        "cudnn_conv_algo_search": "HEURISTIC",  # the exhaustive search takes gigabytes and minutes
+                        "cudnn_conv_use_max_workspace": "1",  # off it saves memory, but the fast convolutions need it
+                        "prefer_nhwc": "1",  # tensor cores want channels last; saves a transpose around each convolution
+                        "use_tf32": "1",  # as many mantissa bits as fp16, which is what the graphs are made for
                     }
                 ),
-                strict=False,
+                whole=False,
+                graph_cache=True,
+                device="cuda",
             ),
             Provider(
                 "directml",
                 "DmlExecutionProvider",
                 "diffusette[directml]",
                 ("directml", "portable"),
-                strict=False,
-                fixed_shapes=True,  # free dimensions end in 80070057, or in a slow path
-                memory_pattern=False,  # its documentation demands it
-                one_run_at_a_time=True,  # likewise: Run is not thread-safe
+                whole=False,
+                fixed_shapes=True,  # free dimensions end in error 80070057, or in a slow path
+                memory_pattern=False,  # its documentation demands it off
+                one_run_at_a_time=True,  # likewise: one Run at a time for each session
+                device="dml",
             ),
             Provider(
-                "openvino", "OpenVINOExecutionProvider", "diffusette[openvino]", ("openvino", "portable"), plugin="onnxruntime_ep_openvino"
+                "openvino",
+                "OpenVINOExecutionProvider",
+                "diffusette[openvino]",
+                ("openvino", "portable"),
+                plugin="onnxruntime_ep_openvino",  # whole: a graph cut in pieces is slower than the CPU provider
             ),
             Provider(
-                "webgpu", "WebGpuExecutionProvider", "diffusette[webgpu]", ("portable",), plugin="onnxruntime_ep_webgpu", strict=False
+                "webgpu",
+                "WebGpuExecutionProvider",
+                "diffusette[webgpu]",
+                ("portable",),
+                plugin="onnxruntime_ep_webgpu",
+                whole=False,
+                one_run_at_a_time=True,  # one command queue for the device
             ),
-            Provider("cpu", "CPUExecutionProvider", "diffusette[cpu]", ("cpu", "portable")),
+            Provider("cpu", "CPUExecutionProvider", "diffusette[cpu]", ("cpu", "portable"), graph_cache=True),
         )
     }
 )
@@ -110,7 +126,7 @@ def resolve(name: str, target: Target | None = None) -> Provider:
     if target is not None and target not in provider.targets:
         able = [other.name for other in TABLE.values() if target in other.targets]
         raise ProviderError(
-            f"this bundle was made for {target!r}, and the provider {name!r} runs {' and '.join(map(repr, provider.targets))}: "
+            f"this bundle was made for {target!r}, but the provider {name!r} runs {' and '.join(map(repr, provider.targets))}: "
             f"use --provider {' or '.join(able)}, or export with --target {provider.targets[0]}"
         )
     missing = why_missing(provider)
@@ -121,16 +137,18 @@ def resolve(name: str, target: Target | None = None) -> Provider:
 
 def _automatic(target: Target | None) -> Provider:
     passed: list[str] = []
+    missing: list[str] = []
     for name in _AUTOMATIC:
         provider = TABLE[name]
         if target is not None and target not in provider.targets:
             passed.append(f"{name} does not run {target!r} graphs")
             continue
-        missing = why_missing(provider)
-        if not missing:
+        why = why_missing(provider)
+        if not why:
             return replace(provider, note="; ".join(passed))
-        passed.append(missing)
-    raise ProviderError(f"no provider can run {'a bundle' if target is None else f'a bundle made for {target!r}'}: {'; '.join(passed)}")
+        passed.append(f"{name} is not there")
+        missing.append(why)
+    raise ProviderError(f"nothing here can run a bundle made for {target!r}: {'; '.join(missing)}")
 
 
 def why_missing(provider: Provider) -> str:
@@ -143,8 +161,10 @@ def why_missing(provider: Provider) -> str:
     if provider.plugin is None:
         if provider.execution_provider in onnxruntime().get_available_providers():
             return ""
-        owner = ", ".join(distributions()) or "onnxruntime"
-        return f"{provider.name} is not in the installed {owner}: `pip uninstall {owner}`, then `{hint}`"
+        if provider.name == "directml" and sys.platform != "win32":
+            return "directml is not there: it exists on Windows alone"
+        owner = " ".join(distributions()) or "onnxruntime"
+        return f"{provider.name} is not in the installed {owner}: pip uninstall -y {owner}, then {hint}"
     if find_spec(provider.plugin) is None:
         return f"{provider.name} is not installed: {hint}"
     try:
@@ -153,30 +173,35 @@ def why_missing(provider: Provider) -> str:
         return str(error)
     if devices:
         return ""
-    return f"{provider.name} is installed but supports no device of this machine (its plug-in takes only hardware that its makers know)"
+    return f"{provider.name} is installed, but its plug-in knows no device of this machine: use another provider"
 
 
 def plugin_devices(provider: Provider) -> list[Any]:
-    """The devices (ORT's OrtEpDevice) that the plug-in of `provider` offers, the best first; registers the plug-in once.
+    """The devices (ORT's OrtEpDevice) that the plug-in of `provider` offers, GPUs first; registers the plug-in once.
 
     Raises:
         ProviderError: the plug-in cannot be loaded.
     """
-    ort = onnxruntime()
     assert provider.plugin is not None
-    if provider.plugin not in _PLUGINS:
+    ort = onnxruntime()
+    if provider.plugin not in _registered:
         try:
             library = importlib.import_module(provider.plugin).get_library_path()
             ort.register_execution_provider_library(provider.plugin, library)
-        except Exception as error:
+        except Exception as error:  # whatever a foreign package raises while it loads
+            wheel = provider.plugin.replace("_", "-")
             raise ProviderError(
-                f"the {provider.name} plug-in cannot be loaded ({error}): install it again: pip install --force-reinstall {provider.plugin.replace('_', '-')}"
+                f"the plug-in of {provider.name} cannot be loaded ({error}): pip install --force-reinstall {wheel} onnxruntime"
             ) from error
-        _PLUGINS.add(provider.plugin)
+        _registered.add(provider.plugin)
     kinds = ort.OrtHardwareDeviceType
     rank = {kinds.GPU: 0, kinds.CPU: 1, kinds.NPU: 2}
     found = [device for device in ort.get_ep_devices() if device.ep_name == provider.execution_provider]
     return sorted(found, key=lambda device: rank[device.device.type])
+
+
+_registered: set[str] = set()
+"""Plug-ins that this process has given to ORT, which refuses a second time."""
 
 
 def onnxruntime() -> Any:
@@ -196,28 +221,28 @@ def onnxruntime() -> Any:
         ort: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise ProviderError(
-            f'onnxruntime cannot be loaded ({error}): pip install "diffusette[cpu]", or cuda, directml, openvino'
+            f'onnxruntime cannot be loaded ({error}): pip install "diffusette[cpu]" (or cuda, directml, openvino)'
         ) from error
     ort.set_default_logger_severity(4)
     return ort
 
 
 def why_clashing(found: Mapping[str, str]) -> str:
-    """The cure, if more than one of `distributions()` owns the same module; else empty."""
+    """What to do when more than one of `distributions()` has written the same module; else empty."""
     if len(found) < 2:
         return ""
     names = " and ".join(f"{name} {version}" for name, version in found.items())
     return (
-        f"{names} are installed together and have overwritten one another's files: `pip uninstall -y {' '.join(found)}`, "
-        f'then install one: pip install "diffusette[cpu]" (or cuda, directml)'
+        f"{names} are installed together and overwrite one another's files: pip uninstall -y {' '.join(found)}, "
+        f'then one of them: pip install "diffusette[cpu]" (or cuda, directml)'
     )
 
 
 def distributions(site: Path | None = None) -> dict[str, str]:
-    """Name → version of every distribution whose files are the package onnxruntime in the folder `site`.
+    """Name → version of every distribution that has written the package onnxruntime in the folder `site`.
 
-    `site` is where the import system finds onnxruntime, unless given. Reads one folder and a handful of small files,
-    since importlib.metadata would read every installed package.
+    `site` is where the import system finds onnxruntime, unless given. Lists one folder and reads a few small files:
+    importlib.metadata would open every installed package, which takes longer than loading a small model.
     """
     if site is None:
         spec = find_spec("onnxruntime")
@@ -225,15 +250,13 @@ def distributions(site: Path | None = None) -> dict[str, str]:
             return {}
         site = Path(spec.origin).parent.parent
     found: dict[str, str] = {}
-    for info in sorted(site.glob("o*rt*.dist-info")):
-        name, _, version = info.name.removesuffix(".dist-info").rpartition("-")
-        try:
-            record = (info / "RECORD").read_text("utf-8")
-        except OSError:
-            continue
-        if f"\n{_MARK}" in f"\n{record}":
-            found[name.replace("_", "-")] = version
+    for name in sorted(file.name for file in site.iterdir()):
+        if name.endswith(".dist-info") and name.lower().startswith(("onnxruntime", "ort")):
+            try:
+                record = (site / name / "RECORD").read_text("utf-8")
+            except OSError:
+                continue
+            if record.startswith("onnxruntime/__init__.py,") or "\nonnxruntime/__init__.py," in record:
+                project, _, version = name.removesuffix(".dist-info").partition("-")
+                found[project.replace("_", "-")] = version
     return found
-
-
-_MARK = "onnxruntime/__init__.py,"

@@ -1,12 +1,13 @@
 """A session: one graph, opened by a provider, that maps arrays to arrays.
 
-The one place where ONNX Runtime is called and where its exceptions become ours.
+The one place where ONNX Runtime is called; failures.py makes its exceptions ours.
 """
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.errors import BundleError, DiffusetteError, ProviderError, ResourceError
+from ..models import onnx_file
+from ..models.errors import BundleError, ProviderError
 from ..models.manifest import Tensor
+from . import graph_cache
+from .failures import mapped
 from .providers import Provider, onnxruntime, plugin_devices
 
 Array = NDArray[Any]
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -30,27 +35,32 @@ class SessionOptions:
     threads: int = 0
     """Threads inside an operator; 0 lets ORT take one a physical core."""
     prepack: bool = True
-    """Copy weights into the layout that kernels like. Off, they stay mapped on disk: a fifth of the memory, twice the time."""
+    """Copy weights into the layout that kernels like best. Off, they stay mapped from disk: a fraction of the memory, twice the time."""
     arena: bool = True
-    """Keep freed memory for the next step. Off, a little less memory at the peak and about a fifth more time."""
-    dimensions: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    """Values of free dimensions by name; fixed shapes let ORT fold shape arithmetic away."""
-
-
-class Cancelled(Exception):  # noqa: N818  # it is no error: somebody asked for it
-    """A run was stopped by `Session.cancel`. The session is as good as before."""
+    """Keep freed memory for the next operator. Off, a little less at the peak, and slower."""
+    dimensions: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
+    """Values of free dimensions, by name; fixed shapes let ORT fold shape arithmetic away."""
+    weights: Mapping[str, Array] = field(default_factory=lambda: _NOTHING)
+    """Initializers to use instead of the file's, by name (LoRA, textual inversion)."""
+    cache: Path | None = None
+    """Folder for optimized graphs; none, and every start optimizes anew."""
 
 
 class Session:
     """An open graph. Threads may share it."""
 
-    def __init__(self, inference: Any, provider: Provider) -> None:
+    def __init__(self, inference: Any, provider: Provider, *, alive: object = None, note: str = "") -> None:
         self._inference: Any = inference
+        self._alive = alive  # memory that ORT reads and does not own
+        self._device = provider.device
+        self._held: dict[str, tuple[Array, Any]] = {}
         self._running: set[Any] = set()
         self._lock = threading.Lock()
         self._turn = threading.Lock() if provider.one_run_at_a_time else nullcontext()
         self.provider = provider.name
         """The provider that really runs the graph."""
+        self.note = note
+        """What could not be done as asked, though the graph runs: a cache that cannot be written."""
         self.inputs: Mapping[str, Tensor] = {node.name: _tensor(node) for node in inference.get_inputs()}
         self.outputs: Mapping[str, Tensor] = {node.name: _tensor(node) for node in inference.get_outputs()}
 
@@ -58,39 +68,54 @@ class Session:
         """Every output by its name.
 
         Feeds are cast to the dtypes that the graph declares (float32 to float16, int64 to int32), and float16 outputs come
-        as float32: half precision is the graph's own business.
+        as float32: half precision is the graph's own business. On a GPU a feed that is marked read-only
+        (`array.flags.writeable = False`) is copied there once and used again as long as the same array is given.
 
         Raises:
-            BundleError: a feed is missing or too much, or has another rank or size than the graph declares.
+            BundleError: a feed is missing or too much, or its shape is not what the graph takes.
             ResourceError: memory does not suffice; the session can be used again.
             ProviderError: the provider failed.
             Cancelled: `cancel` was called from another thread.
         """
+        inference = self._inference
+        if inference is None:
+            raise BundleError("the session is closed: open the graph again")
+        if feeds.keys() != self.inputs.keys():
+            raise BundleError(f"the graph takes {sorted(self.inputs)}, but was given {sorted(feeds)}")
         names = list(self.outputs)
-        ready = self._feeds(feeds)
         options = onnxruntime().RunOptions()  # one that has been terminated can never be used again: a new one each time
         options.log_severity_level = 4
-        with self._turn, self._registered(options), _mapped(f"the graph on {self.provider}", options):
-            values = self._open().run(names, ready, options)
-        return {name: value.astype(np.float32) if value.dtype == np.float16 else value for name, value in zip(names, values, strict=True)}
+        with self._turn, self._registered(options), mapped(f"running on {self.provider}", options):
+            if self._device is None:
+                ready = {name: _cast(feeds[name], declared) for name, declared in self.inputs.items()}
+                values = inference.run(names, ready, options)
+            else:
+                placed = {name: self._place(name, feeds[name], declared) for name, declared in self.inputs.items()}
+                values = [value.numpy() for value in inference.run_with_ort_values(names, placed, options)]
+        return {name: _widened(value) for name, value in zip(names, values, strict=True)}
 
     def cancel(self) -> None:
-        """Stop what is running now, from any thread; those runs raise `Cancelled`. Later runs are not touched."""
+        """Stop what is running now, from any thread: those runs raise `Cancelled`. Later runs are not touched."""
         with self._lock:
             for options in self._running:
                 options.terminate = True
 
     def close(self) -> None:
         """Give memory back. A closed session cannot run again; closing twice is harmless."""
-        self._inference = None
+        self._inference = self._alive = None
+        self._held.clear()
 
-    def _open(self) -> Any:
-        if self._inference is None:
-            raise BundleError("the session was closed: open the graph again")
-        return self._inference
+    def _place(self, name: str, array: Array, declared: Tensor) -> Any:
+        """`array` in the device's memory; the copy made before, if it is of the same array and that cannot have changed."""
+        before = self._held.get(name)
+        if before is not None and before[0] is array and not array.flags.writeable:
+            return before[1]
+        value = onnxruntime().OrtValue.ortvalue_from_numpy(_cast(array, declared), self._device, 0)
+        self._held[name] = (array, value)
+        return value
 
     @contextmanager
-    def _registered(self, options: Any) -> Iterator[None]:
+    def _registered(self, options: Any) -> Generator[None]:
         with self._lock:
             self._running.add(options)
         try:
@@ -99,50 +124,154 @@ class Session:
             with self._lock:
                 self._running.discard(options)
 
-    def _feeds(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        if feeds.keys() != self.inputs.keys():
-            raise BundleError(f"the graph takes {sorted(self.inputs)}, but was given {sorted(feeds)}")
-        return {name: np.ascontiguousarray(feeds[name], dtype=declared.dtype) for name, declared in self.inputs.items()}
-
 
 def open_session(graph: Path, provider: Provider, options: SessionOptions | None = None) -> Session:
     """Open the ONNX file `graph`; its external data stays mapped from disk.
 
     Raises:
-        BundleError: not a graph that can be run, or its data is missing.
+        BundleError: not a graph that can be run, its data is missing, or it has no initializer of a name in `options.weights`.
         ProviderError: the provider cannot run it, or would leave it to the CPU.
         ResourceError: memory does not suffice.
     """
     options = options or SessionOptions()
     ort = onnxruntime()
+    if provider.fixed_shapes:
+        _need_fixed_shapes(graph, provider, options.dimensions)
+    if options.cache is None or options.weights or not provider.graph_cache:
+        return _open(ort, graph, provider, options)
+    with mapped(f"{graph} on {provider.name}"):
+        parts = (provider.execution_provider, dict(provider.options), dict(options.dimensions), options.prepack, ort.__version__)
+        cached, note = graph_cache.get(options.cache, graph, parts, lambda copy: _optimize(ort, graph, copy, provider, options))
+    if cached is not None:
+        try:
+            return _open(ort, cached, provider, options, optimized=True)
+        except (BundleError, ProviderError) as error:
+            note = graph_cache.set_aside(cached, f"the optimized graph cannot be loaded again ({error})")
+    return _open(ort, graph, provider, options, note=note)
+
+
+def _open(ort: Any, graph: Path, provider: Provider, options: SessionOptions, *, optimized: bool = False, note: str = "") -> Session:
     settings = _settings(ort, provider, options)
-    with _mapped(f"{graph} on {provider.name}"):
-        providers = None if provider.plugin else [(provider.execution_provider, dict(provider.options))]
-        inference = ort.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
+    source: str | bytes = str(graph)
+    if optimized:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    alive: object = None
+    with mapped(f"{graph} on {provider.name}"):
+        if options.weights:
+            source, alive = _with_weights(ort, graph, settings, options.weights)
+        inference = _inference(ort, source, settings, provider)
     running = inference.get_providers()
     if running[:1] != [provider.execution_provider]:
         raise ProviderError(
-            f"{graph}: {provider.name} was asked for, but {running[0]} would run it: its libraries cannot be loaded; "
-            f'see `diffusette doctor`, or pip install --force-reinstall "{provider.install}"'
+            f"{graph}: {provider.name} was asked for, but {running[0]} would run it, since the libraries of {provider.name} cannot be "
+            f'loaded: pip install --force-reinstall "{provider.install}", and see `diffusette doctor`'
         )
-    return Session(inference, provider)
+    left = work_left_to_cpu(inference) if provider.name != "cpu" and not provider.whole else []
+    if left:
+        raise ProviderError(
+            f"{graph}: {provider.name} leaves {', '.join(left)} to the CPU: export with --target {provider.targets[0]}, or use another provider"
+        )
+    return Session(inference, provider, alive=alive, note=note)
+
+
+def _inference(ort: Any, source: str | bytes, settings: Any, provider: Provider) -> Any:
+    providers = None if provider.plugin else [(provider.execution_provider, dict(provider.options))]
+    inference = ort.InferenceSession(source, settings, providers=providers, enable_fallback=0)
+    inference.disable_fallback()
+    return inference
 
 
 def _settings(ort: Any, provider: Provider, options: SessionOptions) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = options.threads
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.enable_cpu_mem_arena = options.arena
     settings.enable_mem_pattern = provider.memory_pattern and options.arena
     for name, value in options.dimensions.items():
         settings.add_free_dimension_override_by_name(name, value)
     if not options.prepack:
         settings.add_session_config_entry("session.disable_prepacking", "1")
-    if provider.name != "cpu" and provider.strict:
-        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if provider.name != "cpu":
+        key = "session.disable_cpu_ep_fallback" if provider.whole else "session.record_ep_graph_assignment_info"
+        settings.add_session_config_entry(key, "1")
     if provider.plugin:
-        settings.add_provider_for_devices(plugin_devices(provider)[:1], dict(provider.options))
+        devices = plugin_devices(provider)[:1]
+        settings.add_provider_for_devices(devices, dict(provider.options) | _plugin_options(provider, devices[0], options))
     return settings
+
+
+def _plugin_options(provider: Provider, device: Any, options: SessionOptions) -> dict[str, str]:
+    """What only OpenVINO takes: its own property map, by device, as JSON. It has its own threads and its own cache."""
+    if provider.name != "openvino":
+        return {}
+    properties: dict[str, str] = {}
+    if options.threads:
+        properties["INFERENCE_NUM_THREADS"] = str(options.threads)
+    if options.cache is not None:
+        properties["CACHE_DIR"] = str(options.cache / "openvino")
+    return {"load_config": json.dumps({device.ep_metadata["ov_device"]: properties})} if properties else {}
+
+
+def _optimize(ort: Any, graph: Path, copy: Path, provider: Provider, options: SessionOptions) -> None:
+    """Write what ORT makes of `graph` to `copy`, weights beside it as the kernels want them."""
+    settings = _settings(ort, provider, options)
+    settings.optimized_model_filepath = str(copy)
+    settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{copy.name}_data")
+    settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    if options.prepack:
+        settings.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    _inference(ort, str(graph), settings, provider)
+
+
+def _with_weights(ort: Any, graph: Path, settings: Any, weights: Mapping[str, Array]) -> tuple[str | bytes, object]:
+    """Where to open `graph` from so that it uses `weights`, and what must stay in memory as long as the session.
+
+    An external initializer is replaced by ORT before it optimizes; it takes the same dtype and shape only. Whatever else
+    changes is written into a copy of the file in memory. (`SessionOptions.add_initializer` would come too late: after
+    constants have been folded and weights reordered.)
+    """
+    initializers = onnx_file.read(graph).initializers
+    outside: dict[str, Any] = {}
+    inside: dict[str, Array] = {}
+    for name, array in weights.items():
+        known = initializers.get(name)
+        if known is None:
+            raise BundleError(f"{graph}: has no initializer {name!r}: the adapter was made for another model")
+        if known.location and known.shape == array.shape and known.dtype == array.dtype.name:
+            outside[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        else:
+            inside[name] = array
+    if outside:
+        settings.add_external_initializers(list(outside), list(outside.values()))
+    if not inside:
+        return str(graph), outside
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+    return onnx_file.replaced(graph, inside), outside
+
+
+def _need_fixed_shapes(graph: Path, provider: Provider, dimensions: Mapping[str, int]) -> None:
+    inputs = onnx_file.read(graph).inputs
+    free = sorted({size for tensor in inputs.values() for size in tensor.shape if isinstance(size, str)} - dimensions.keys())
+    if free:
+        raise ProviderError(
+            f"{graph}: {provider.name} needs fixed shapes, and {', '.join(free)} are free: give SessionOptions.dimensions for them"
+        )
+
+
+_WORK = frozenset({
+    "Attention", "Conv", "ConvTranspose", "DynamicQuantizeMatMul", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "GroupNorm", "MatMul",
+    "MatMulInteger", "MatMulNBits", "MultiHeadAttention", "NhwcConv", "QLinearConv", "QLinearMatMul",
+})  # fmt: skip
+"""Operators that a picture's time goes into."""
+
+
+def work_left_to_cpu(inference: Any) -> list[str]:
+    """Operators of `inference` (opened with `session.record_ep_graph_assignment_info`) that do real work on the CPU."""
+    if not hasattr(inference, "get_provider_graph_assignment_info"):  # ORT before 1.24
+        return []
+    parts = inference.get_provider_graph_assignment_info()
+    return sorted({node.op_type for part in parts if part.ep_name == "CPUExecutionProvider" for node in part.get_nodes()} & _WORK)
 
 
 _DTYPES = {
@@ -160,42 +289,13 @@ _DTYPES = {
 def _tensor(node: Any) -> Tensor:
     dtype = _DTYPES.get(node.type)
     if dtype is None:
-        raise BundleError(f"{node.name}: the graph uses {node.type}, expected one of {', '.join(_DTYPES.values())}: export it again")
-    return Tensor(dtype, tuple(size if size is not None else f"{node.name}_{axis}" for axis, size in enumerate(node.shape)))
+        raise BundleError(f"{node.name}: the graph uses {node.type}, expected one of {', '.join(_DTYPES)}: export it again")
+    return Tensor(dtype, tuple(f"{node.name}_{axis}" if size is None else size for axis, size in enumerate(node.shape)))
 
 
-_MEMORY = (
-    "bad_alloc",
-    "failed to allocate memory",
-    "out of memory",
-    "cudaerrormemoryallocation",
-    "failed to allocate",
-    "8007000e",
-    "887a0005",
-)
-_DEVICE = ("80070057", "887a0006", "cuda failure", "cudnn failure", "cublas failure")
+def _cast(array: Array, declared: Tensor) -> Array:
+    return np.asarray(array, dtype=declared.dtype, order="C")
 
 
-@contextmanager
-def _mapped(where: str, options: Any = None) -> Iterator[None]:
-    """Foreign exceptions of the block as ours."""
-    try:
-        yield
-    except (DiffusetteError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        if options is not None and options.terminate:
-            raise Cancelled("the run was cancelled") from error
-        raise _translated(where, error) from error
-
-
-def _translated(where: str, error: Exception) -> DiffusetteError:
-    text = " ".join(str(error).split())
-    low = text.lower()
-    if isinstance(error, MemoryError) or any(mark in low for mark in _MEMORY):
-        return ResourceError(f"{where}: out of memory: draw smaller, or use a leaner plan (--memory sequential or streamed) ({text[:200]})")
-    if "cpu ep fallback" in low or any(mark in low for mark in _DEVICE) or type(error).__name__ in {"EPFail", "EngineError", "DeviceReset"}:
-        return ProviderError(
-            f"{where}: the provider cannot run this graph ({text[:300]}): use another --provider, or export for it with --target"
-        )
-    return BundleError(f"{where}: onnxruntime refuses it ({text[:300]}): export the model again, or `diffusette verify` its folder")
+def _widened(value: Array) -> Array:
+    return value.astype(np.float32) if value.dtype == np.float16 else value
