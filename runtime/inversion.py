@@ -74,7 +74,7 @@ def place(matrix: Matrix, embeddings: Mapping[str, NDArray[np.float32]], tokeniz
             raise RequestError("textual inversion: a word without letters: expected a name to write in the prompt")
         if width != matrix.shape[1]:
             raise RequestError(
-                f"textual inversion {word!r}: vectors of {width} numbers: this text encoder has {matrix.shape[1]}; it was trained for another model"
+                f"textual inversion {word!r}: vectors of {width} numbers: this text encoder has {matrix.shape[1]}; take one made for it"
             )
         if count > room:
             raise RequestError(f"textual inversion {word!r}: {count} vectors: there is room for {room} in a chunk; leave out this one")

@@ -8,7 +8,7 @@ of which only the vocabulary and the merges are used: the rules are CLIP's, what
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -61,9 +61,9 @@ class Tokenizer:
         """`text`, without start, end or padding, and however long."""
         groups: list[tuple[int, ...]] = []
         unknown = 0
-        for index, piece in enumerate(self._pattern().split(text) if self.words else [text]):
-            if index % 2:
-                groups.append(self.words[piece.lower()])
+        for piece in self._pieces(text):
+            if isinstance(piece, tuple):
+                groups.append(piece)
                 continue
             ids = self.bpe.encode(piece, add_special_tokens=False).ids
             known = [(token,) for token in ids if token not in {self.start, self.end}]
@@ -76,9 +76,17 @@ class Tokenizer:
         ids = (self.start, *tokens, self.end)
         return ids + (self.pad,) * (self.length - len(ids))
 
-    def _pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self.words, key=len, reverse=True)
-        return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+    def _pieces(self, text: str) -> Iterator[str | tuple[int, ...]]:
+        """`text` with the ids of textual-inversion words in their places; the longest word wins."""
+        words = sorted(self.words, key=len, reverse=True)
+        begun = 0
+        if words:
+            pattern = re.compile(rf"(?<!\w)(?:{'|'.join(f'({re.escape(word)})' for word in words)})(?!\w)", re.IGNORECASE)
+            for match in pattern.finditer(text):
+                yield text[begun : match.start()]
+                yield self.words[words[(match.lastindex or 1) - 1]]
+                begun = match.end()
+        yield text[begun:]
 
 
 def open_tokenizer(folder: Path, description: manifest.Tokenizer) -> Tokenizer:
