@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrix: Tensor, steps: int = 4) -> Tensor:
     """The nearest semi-orthogonal matrix to `matrix` (2-D), approximately, in bfloat16."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.bfloat16()

@@ -23,7 +23,7 @@ VOCABULARY = 2048
 START, END = "<|startoftext|>", "<|endoftext|>"
 COMPONENTS = 192
 BATCH = 64
-STEPS = 2500
+STEPS = 1500
 CHECKPOINT = data.WORK / "text.pt"
 TOKENIZER = data.WORK / "tokenizer"
 

@@ -1,0 +1,40 @@
+# What people do here: demo, test, lint, test-full, demo-model. Each creates what it needs, and can be repeated.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-full lint demo-model clean
+
+demo: .venv/demo.done  ## draw demo.png with the model that ships inside
+	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
+
+test: .venv/dev.done  ## run the tests
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: .venv/dev.done  ## full-size models with random weights: minutes and gigabytes
+	$(BIN)/python -m pytest -m full
+
+lint: .venv/dev.done  ## style, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+demo-model: .venv/recipe.done  ## train the demo model again (hours), resuming where it stopped
+	$(BIN)/python models/demo/build.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo.done: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[cpu]"
+	touch $@
+
+.venv/dev.done: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@ .venv/demo.done
+
+.venv/recipe.done: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[demo-model]"
+	touch $@ .venv/dev.done .venv/demo.done
+
+clean:
+	rm -rf .venv build dist *.egg-info

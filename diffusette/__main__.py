@@ -1,0 +1,206 @@
+"""The command line. stdout holds the result, stderr the progress; exit 0, 1 with one clear line, 2 usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .models.errors import DiffusetteError
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="diffusette")
+def cli() -> None:
+    """Stable Diffusion, small enough to ship."""
+
+
+@cli.command()
+@click.argument("prompt", required=False)
+@click.option("-o", "--output", type=FILE, help="PNG, JPEG or WebP file; with --count, the seed is put before the ending.")
+@click.option("--model", type=FOLDER, help="Folder of a bundle.  [default: the model that ships inside]")
+@click.option("--negative", help="What the picture should not show.")
+@click.option("--width", type=int, help="Pixels, a multiple of 8.")
+@click.option("--height", type=int, help="Pixels, a multiple of 8.")
+@click.option("--steps", type=int)
+@click.option("--guidance", type=float, help="How closely the prompt is followed; 1 switches guidance off.")
+@click.option("--sampler", help="euler, euler_a, ddim, dpm++2m, … or what A1111 and diffusers call it.")
+@click.option("--schedule", help="model, karras, exponential, …")
+@click.option("--seed", type=int, help="The same seed draws the same picture.  [default: random]")
+@click.option("--count", type=int, help="How many pictures, seeds counting up.  [default: 1]")
+@click.option("--init", type=FILE, help="Draw over this picture.")
+@click.option("--strength", type=float, help="How much of --init is drawn anew, 0 to 1.  [default: 0.75]")
+@click.option("--mask", type=FILE, help="Draw anew only where this picture is white.")
+@click.option("--clip-skip", type=int, help="Layers of the text encoder to leave out.")
+@click.option("--rescale", type=float, help="Guidance rescale, 0 to 1.")
+@click.option("--rng", help="Whose noise: numpy, torch or nv.")
+@click.option("--from", "source", type=FILE, help="Draw this picture of ours again; other options change it.")
+@click.option("--provider", default="auto", show_default=True, help="cpu, cuda, directml, openvino, webgpu or auto.")
+@click.option("--memory", default="auto", show_default=True, help="resident, sequential, streamed or auto.")
+@click.option("--threads", type=int, default=0, help="Threads inside an operator.  [default: one a core]")
+@click.option("--no-metadata", is_flag=True, help="Leave the prompt and settings out of the file (the AI mark stays).")
+@click.option("--no-ai-mark", is_flag=True, help="Leave out the mark that says the picture was made by AI.")
+@as_json
+def generate(
+    prompt: str | None,
+    output: Path | None,
+    model: Path | None,
+    source: Path | None,
+    provider: str,
+    memory: str,
+    threads: int,
+    no_metadata: bool,
+    no_ai_mark: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Draw PROMPT."""
+    from .runtime import files, pipeline
+
+    request = files.request_of(prompt, source, {name: value for name, value in asked.items() if value is not None})
+    paths = files.prepare(output, request)
+    marks = files.Marks(record=not no_metadata, ai=not no_ai_mark)
+    with console.progress() as advance:
+        advance("opening the model", 0.0)
+        with pipeline.load(model, provider, memory, threads=threads, cache=files.cache_folder()) as drawer:
+            notes: list[str] = []
+            started = time.perf_counter()
+            written: list[dict[str, Any]] = []
+            for event in drawer.steps(request, notes):
+                if isinstance(event, pipeline.Step):
+                    done = event.picture + event.number / event.total
+                    advance(f"picture {event.picture + 1} of {request.count}", done / request.count)
+                else:
+                    path = paths(len(written), event.seed)
+                    files.write(event, path, marks)
+                    written.append({"file": str(path), "seed": event.seed})
+            facts = drawer.facts(notes, time.perf_counter() - started)
+    for note in facts["notes"]:
+        console.say(f"note: {note}")
+    if as_json:
+        _print_json({"pictures": written, **facts})
+        return
+    console.say(f"{len(written)} in {facts['timings']['total']:.2f} s on {facts['provider']}, seed {written[0]['seed']}")
+    for one in written:
+        click.echo(one["file"])
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("destination", type=FOLDER)
+@click.option("--target", default="cpu", show_default=True, help="portable, cpu, cuda, directml or openvino.")
+@click.option("--precision", help="fp32, fp16, int8 or int4; or COMPONENT=PRECISION,…  [default: the target's recipe]")
+@click.option("--prompts", type=FILE, help="Text file, a prompt a line: what int8 is calibrated on.")
+@click.option("--force", is_flag=True, help="Replace DESTINATION if it exists.")
+@as_json
+def export(
+    source: str, destination: Path, target: str, precision: str | None, prompts: Path | None, force: bool, as_json: bool
+) -> None:
+    """Turn the Stable Diffusion model SOURCE into the bundle DESTINATION."""
+    from . import exporting
+
+    facts = exporting.export(source, destination, target, precision, prompts, force=force)
+    if as_json:
+        _print_json(facts)
+    else:
+        click.echo(destination)
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER, required=False)
+@as_json
+def inspect(folder: Path | None, as_json: bool) -> None:
+    """Say what the bundle FOLDER (or the model inside) is."""
+    from . import reports
+
+    facts = reports.inspect(folder)
+    if as_json:
+        _print_json(facts)
+    else:
+        click.echo(reports.inspect_text(facts))
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER, required=False)
+@as_json
+def verify(folder: Path | None, as_json: bool) -> None:
+    """Hash every file of the bundle FOLDER and compare with its manifest."""
+    from . import reports
+
+    problems = reports.verify(folder)
+    if as_json:
+        _print_json({"ok": not problems, "problems": problems})
+    else:
+        click.echo("\n".join(problems) or "ok: every file is as the manifest says")
+    if problems:
+        raise SystemExit(1)
+
+
+@cli.command()
+@click.argument("file", type=FILE)
+@as_json
+def metadata(file: Path, as_json: bool) -> None:
+    """Print how the picture FILE was made."""
+    from . import reports
+
+    facts = reports.metadata(file)
+    if as_json:
+        _print_json(facts)
+    else:
+        click.echo("\n".join(f"{name}: {value}" for name, value in facts.items()))
+
+
+@cli.command()
+@as_json
+def doctor(as_json: bool) -> None:
+    """Say what this machine has, what is missing, and what to install."""
+    from . import reports
+
+    facts, problems = reports.doctor()
+    if as_json:
+        _print_json(facts)
+    else:
+        click.echo(reports.doctor_text(facts))
+    if problems:
+        raise SystemExit(1)
+
+
+def _print_json(facts: object) -> None:
+    click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line on stderr and an exit code."""
+    try:
+        code = cli(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = 2
+    except click.ClickException as error:
+        code = _fail(error.format_message(), error.exit_code)
+    except DiffusetteError as error:
+        code = _fail(str(error), 1)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail("interrupted", 130)
+    except MemoryError:
+        code = _fail("memory does not suffice: draw smaller, or use --memory streamed", 1)
+    except BrokenPipeError:
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"diffusette: {' '.join(message.split())}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()
