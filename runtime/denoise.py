@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..models.errors import BundleError, RequestError
 from ..models.manifest import Noise, Prediction, Tensor
-from .schedules import timestep_of
+from .noise_levels import timestep_of
 
 Array = NDArray[np.float32]
 Denoise = Callable[[Array, float], Array]
@@ -73,7 +73,7 @@ def unet(session: Unet, noise: Noise) -> Predict:
     times = session.inputs["timestep"].shape if "timestep" in session.inputs else ()
 
     def predict(x: Array, sigma: float, feeds: Feeds) -> Array:
-        scaled = x * model_scale(noise.prediction, sigma)
+        scaled: NDArray[np.generic] = combine((model_scale(noise.prediction, sigma), x))
         if EXTRA_CHANNELS in feeds:
             scaled = np.concatenate([scaled, np.broadcast_to(feeds[EXTRA_CHANNELS], (len(x), *feeds[EXTRA_CHANNELS].shape[1:]))], axis=1)
         ready: dict[str, NDArray[np.generic]] = {"sample": scaled, "timestep": _timesteps(timestep(sigma), times, len(x))}
@@ -114,12 +114,21 @@ def denoised(prediction: Prediction, x: Array, sigma: float, output: Array) -> A
     velocity of a flow (Esser et al. 2024). Float32, shaped like `x`, in which each is linear.
     """
     if prediction == "epsilon":
-        return x - sigma * output
+        return combine((1.0, x), (-sigma, output))
     if prediction == "v_prediction":
-        return x * (1.0 / (sigma * sigma + 1.0)) - output * (sigma / math.sqrt(sigma * sigma + 1.0))
+        return combine((1.0 / (sigma * sigma + 1.0), x), (-sigma / math.sqrt(sigma * sigma + 1.0), output))
     if prediction == "flow":
-        return x * (1.0 / (1.0 + sigma)) - output * (sigma / (1.0 + sigma))
+        return combine((1.0 / (1.0 + sigma), x), (-sigma / (1.0 + sigma), output))
     return output
+
+
+def combine(*terms: tuple[float, Array]) -> Array:
+    """The sum of the arrays, each times its factor: float64 factors are rounded once, everything stays float32."""
+    total = np.float32(terms[0][0]) * terms[0][1]
+    for factor, array in terms[1:]:
+        if factor != 0.0:
+            total += np.float32(factor) * array
+    return total
 
 
 @dataclass(frozen=True)
@@ -188,12 +197,10 @@ def guided(predict: Predict, prediction: Prediction, positive: Conditioning, neg
         *outputs, away = _predictions(
             predict, x, sigma, [*(prompt.feeds for prompt in prompts), negative(sigma)[0].feeds], guidance.batched
         )
-        output = away * (1.0 - scale * total)
-        for prompt, own in zip(prompts, outputs, strict=True):
-            output = output + (scale * prompt.weight) * own
-        if guidance.rescale > 0.0 and outputs:
-            mixed = _mixed([prompt.weight for prompt in prompts], outputs) * (1.0 / total) if total != 0.0 else outputs[0]
-            output = rescaled(output, mixed, guidance.rescale)
+        weighed = [(prompt.weight, own) for prompt, own in zip(prompts, outputs, strict=True)]
+        output = combine((1.0 - scale * total, away), *((scale * weight, own) for weight, own in weighed))
+        if guidance.rescale > 0.0 and total != 0.0:
+            output = rescaled(output, combine(*((weight / total, own) for weight, own in weighed)), guidance.rescale)
         return denoised(prediction, x, sigma, output)
 
     return denoise
@@ -203,7 +210,7 @@ def _alone(predict: Predict, x: Array, sigma: float, prompts: Sequence[Weighted]
     outputs = _predictions(predict, x, sigma, [prompt.feeds for prompt in prompts], guidance.batched)
     if len(outputs) == 1:
         return outputs[0]
-    return _mixed([prompt.weight / total for prompt in prompts], outputs)
+    return combine(*((prompt.weight / total, own) for prompt, own in zip(prompts, outputs, strict=True)))
 
 
 def guided_by_picture(
@@ -229,7 +236,7 @@ def guided_by_picture(
         factors = [(scale, prompts[0].feeds), (picture_scale - scale, pictured), (1.0 - picture_scale, nothing)]
         asked = [(factor, feeds) for factor, feeds in factors if factor != 0.0]
         outputs = _predictions(predict, x, sigma, [feeds for _, feeds in asked], guidance.batched)
-        output = _mixed([factor for factor, _ in asked], outputs)
+        output = combine(*((factor, own) for (factor, _), own in zip(asked, outputs, strict=True)))
         if guidance.rescale > 0.0 and asked[0][1] is prompts[0].feeds and len(asked) > 1:
             output = rescaled(output, outputs[0], guidance.rescale)
         return denoised(prediction, x, sigma, output)
@@ -238,11 +245,15 @@ def guided_by_picture(
 
 
 def rescaled(output: Array, prompted: Array, share: float) -> Array:
-    """Guided `output` with, to the share 0 … 1, the standard deviation that `prompted` has in each sample (Lin et al. 2023, equations 14 to 16)."""
+    """Guided `output`, its standard deviation in each sample brought to that of `prompted`, to the share 0 … 1.
+
+    Lin et al. 2023, equations 14 to 16.
+    """
     axes = tuple(range(1, output.ndim))
     spread = output.std(axis=axes, keepdims=True)
-    factor = np.divide(prompted.std(axis=axes, keepdims=True), spread, out=np.ones_like(spread), where=spread > 0.0)
-    return output * (share * factor + (1.0 - share))
+    wanted: Array = prompted.std(axis=axes, keepdims=True)
+    factor = np.divide(wanted, spread, out=np.ones_like(wanted), where=spread > 0.0)
+    return output * combine((share, factor), (1.0 - share, np.ones_like(wanted)))
 
 
 def _predictions(predict: Predict, x: Array, sigma: float, feeds: Sequence[Feeds], batched: bool) -> list[Array]:  # noqa: FBT001  (inner)
@@ -269,13 +280,6 @@ def _shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
 
 def _repeated(value: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
     return np.broadcast_to(value, (batch, *value.shape[1:]))
-
-
-def _mixed(weights: Sequence[float], arrays: Sequence[Array]) -> Array:
-    total = weights[0] * arrays[0]
-    for weight, array in zip(weights[1:], arrays[1:], strict=True):
-        total = total + weight * array
-    return total
 
 
 def guidance_embedding(scale: float, width: int) -> Array:

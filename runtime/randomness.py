@@ -44,12 +44,12 @@ def rng(kind: str, seed: int) -> Rng:
     Raises:
         RequestError: an unknown kind, or a seed that is not a whole number from 0 to 2⁶³ - 1.
     """
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < SEED_LIMIT:
+    if isinstance(seed, (bool, float)) or not 0 <= seed < SEED_LIMIT:
         raise RequestError(f"seed: {seed!r}, but seeds are whole numbers from 0 to {SEED_LIMIT - 1}: choose one of those")
     makers: dict[str, Callable[[int], Rng]] = {"numpy": _NumPy, "torch": _Torch, "nv": _Nvidia}
     if kind not in makers:
         raise RequestError(f"random generator {kind!r} is not known: choose one of {', '.join(makers)}")
-    return makers[kind](int(seed))
+    return makers[kind](seed)
 
 
 class _NumPy:

@@ -153,10 +153,8 @@ _TABLE = (
     Sampler(
         "dpm++sde", onestep.dpmpp_sde, "DPM++ SDE", ("DPMSolverSDEScheduler",), "karras", stochastic=True, evaluations=2, options=_ANCESTRAL
     ),
-    Sampler("lcm", onestep.lcm, "LCM", ("LCMScheduler",), "lcm", grid="integer", stochastic=True, unit_variance=True),
-    Sampler(
-        "tcd", onestep.tcd, "TCD", ("TCDScheduler",), "lcm", grid="integer", stochastic=True, unit_variance=True, options=("eta", "noise")
-    ),
+    Sampler("lcm", onestep.lcm, "LCM", ("LCMScheduler",), grid="distilled", stochastic=True, unit_variance=True),
+    Sampler("tcd", onestep.tcd, "TCD", ("TCDScheduler",), grid="distilled", stochastic=True, unit_variance=True, options=("eta", "noise")),
     Sampler(
         "euler_flow", onestep.euler_flow, "Euler Flow", ("FlowMatchEulerDiscreteScheduler", "flow_match_euler"), options=("stochastic",)
     ),
@@ -174,7 +172,7 @@ def find(name: str) -> Sampler:
     """The sampler of that name: ours, A1111's label or diffusers' class; case, spaces, dashes and underscores do not count.
 
     A label that names a schedule as well ("DPM++ 2M Karras") gives a sampler with that default schedule; a class of
-    diffusers one with the model's own (LCM and TCD keep theirs).
+    diffusers one with the model's own.
 
     Raises:
         RequestError: there is none; the message lists all and guesses what was meant.
@@ -182,7 +180,7 @@ def find(name: str) -> Sampler:
     key = key_of(re.sub(r"^\s*(k_|sample_)", "", name.casefold()))
     if key in _BY_KEY:
         found = _BY_KEY[key]
-        return replace(found, schedule="model") if key in _OWN_SPACING and found.schedule != "lcm" else found
+        return replace(found, schedule="model") if key in _OWN_SPACING else found
     for suffix, schedule in _SUFFIXES.items():
         stem = key.removesuffix(suffix)
         if stem != key and stem in _BY_KEY:

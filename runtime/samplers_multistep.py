@@ -14,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from .denoise import Array, Denoise
+from .denoise import Array, Denoise, combine
+from .noise_levels import Levels
 from .randomness import Rng
-from .schedules import Levels
+from .samplers_onestep import noise_in
 
 _ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
@@ -25,9 +26,10 @@ def lms(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, order: int = 4)
     """k-diffusion's linear multistep method: the polynomial in sigma through the last slopes, integrated."""
     history: list[Array] = []
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
-        history = [(x - denoise(x, sigma)) / sigma, *history[: order - 1]]
+        history = [noise_in(x, denoise(x, sigma), sigma), *history[: order - 1]]
         nodes = sigmas[index::-1][: len(history)].tolist()
-        x = x + _weighted(_interpolation_integrals(nodes, sigma, sigma_next, lambda s: s), history)
+        weights = _interpolation_integrals(nodes, sigma, sigma_next, lambda s: s)
+        x = combine((1.0, x), *zip(weights, history, strict=True))
         yield x
 
 
@@ -39,15 +41,12 @@ def pndm(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng) -> Iterator[Array
     """
     history: list[Array] = []
     for sigma, sigma_next in pairwise(sigmas.tolist()):
-        eps = (x - denoise(x, sigma)) / sigma
-        if not history and sigma_next > 0.0:
-            ahead = x + (sigma_next - sigma) * eps
-            slope = 0.5 * (eps + (ahead - denoise(ahead, sigma_next)) / sigma_next)
-            history = [eps]
-        else:
-            history = [eps, *history[:3]]
-            slope = _weighted(_ADAMS_BASHFORTH[len(history) - 1], history)
-        x = x + (sigma_next - sigma) * slope
+        history = [noise_in(x, denoise(x, sigma), sigma), *history[:3]]
+        ahead = _adams_bashforth(x, sigma_next - sigma, history)
+        if len(history) == 1 and sigma_next > 0.0:
+            half = 0.5 * (sigma_next - sigma)
+            ahead = combine((1.0, x), (half, history[0]), (half, noise_in(ahead, denoise(ahead, sigma_next), sigma_next)))
+        x = ahead
         yield x
 
 
@@ -55,9 +54,14 @@ def ipndm(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng) -> Iterator[Arra
     """`pndm` without its start (diffusers' IPNDMScheduler): lower orders until there is enough history."""
     history: list[Array] = []
     for sigma, sigma_next in pairwise(sigmas.tolist()):
-        history = [(x - denoise(x, sigma)) / sigma, *history[:3]]
-        x = x + (sigma_next - sigma) * _weighted(_ADAMS_BASHFORTH[len(history) - 1], history)
+        history = [noise_in(x, denoise(x, sigma), sigma), *history[:3]]
+        x = _adams_bashforth(x, sigma_next - sigma, history)
         yield x
+
+
+def _adams_bashforth(x: Array, step: float, history: Sequence[Array]) -> Array:
+    weights = _ADAMS_BASHFORTH[len(history) - 1]
+    return combine((1.0, x), *((step * weight, eps) for weight, eps in zip(weights, history, strict=True)))
 
 
 def deis(
@@ -77,13 +81,14 @@ def deis(
     steps = len(sigmas) - 1
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
         x0 = denoise(x, sigma)
-        history = [(x - x0) / sigma, *history[: order - 1]]
+        history = [noise_in(x, x0, sigma), *history[: order - 1]]
         used = _order(index, steps, len(history), lower_order_final)
         if sigma_next == 0.0:
             x = x0
         else:
             nodes = sigmas[index::-1][:used].tolist()
-            x = x + _weighted(_interpolation_integrals(nodes, sigma, sigma_next, math.log), history[:used])
+            weights = _interpolation_integrals(nodes, sigma, sigma_next, math.log)
+            x = combine((1.0, x), *zip(weights, history[:used], strict=True))
         yield x
 
 
@@ -120,22 +125,20 @@ def _unipc_step(
     h = math.log(ends[0] / ends[1])
     order = len(history)
     ratios = [(lam - lambdas[0]) / h for lam in lambdas[1:order]]
-    differences = [(old - history[0]) / ratio for old, ratio in zip(history[1:], ratios, strict=True)]
+    differences = [combine((1.0 / ratio, old), (-1.0 / ratio, history[0])) for old, ratio in zip(history[1:], ratios, strict=True)]
     if arrived is not None:
         ratios, differences = [*ratios, 1.0], [*differences, arrived - history[0]]
     base = math.expm1(-h)
     scale = base if variant == "bh2" else -h
-    result = (ends[1] / ends[0]) * x - base * history[0]
-    if not differences:
-        return result
-    return result - scale * _weighted(_unipc_weights(ratios, h, scale), differences)
+    corrections = [-scale * weight for weight in _unipc_weights(ratios, h, scale)]
+    return combine((ends[1] / ends[0], x), (-base, history[0]), *zip(corrections, differences, strict=True))
 
 
 def _unipc_weights(ratios: Sequence[float], h: float, scale: float) -> list[float]:
     """The weights that match the expansion of the exact solution (UniPC, theorem 3.1); a single one is 1/2, as in the authors' code."""
     count = len(ratios)
-    if count == 1:
-        return [0.5]
+    if count < 2:
+        return [0.5] * count
     phi, factorial, right = math.expm1(-h) / -h - 1.0, 1.0, list[float]()
     for power in range(1, count + 1):
         right.append(phi * factorial / scale)
@@ -166,7 +169,7 @@ def dpmpp_2m(
         history = [denoise(x, sigma), *history[: order - 1]]
         used = _order(index, len(sigmas) - 1, len(history), lower_order_final, euler_at_final)
         h = lambdas[index + 1] - lambdas[index]
-        x = (sigma_next / sigma) * x + _exponential_step(h, _slopes(lambdas, index, history[:used]), solver)
+        x = combine((sigma_next / sigma, x), *_exponential_step(h, _slopes(lambdas, index, history[:used]), solver))
         yield x
 
 
@@ -221,10 +224,10 @@ def _multistep_sde(
         used = _order(index, len(sigmas) - 1, len(history), lower_order_final, euler_at_final)
         h = lambdas[index + 1] - lambdas[index]
         slopes = _slopes(lambdas, index, history[:used])
-        x = (sigma_next / sigma) * math.exp(-eta * h) * x + _exponential_step((1.0 + eta) * h, slopes, solver)
+        x = combine((sigma_next / sigma * math.exp(-eta * h), x), *_exponential_step((1.0 + eta) * h, slopes, solver))
         noise = sigma_next * math.sqrt(-math.expm1(-2.0 * eta * h)) * s_noise
         if noise > 0.0:
-            x = x + noise * rng.normal(x.shape)
+            x = combine((1.0, x), (noise, rng.normal(x.shape)))
         yield x
 
 
@@ -248,11 +251,12 @@ def dpmpp_2s(
         x0 = denoise(x, sigma)
         if index % 2 == 0 or index == steps - 1:
             start, x0_start = x, x0
-            x = (sigma_next / sigma) * x - math.expm1(lambdas[index] - lambdas[index + 1]) * x0
+            x = combine((sigma_next / sigma, x), (1.0 - sigma_next / sigma, x0))
         else:
             h = lambdas[index + 1] - lambdas[index - 1]
-            slope = (x0 - x0_start) * (h / (lambdas[index] - lambdas[index - 1]))
-            x = (sigma_next / float(sigmas[index - 1])) * start + _exponential_step(h, [x0_start, slope], solver)
+            r = (lambdas[index] - lambdas[index - 1]) / h
+            slope = combine((1.0 / r, x0), (-1.0 / r, x0_start))
+            x = combine((sigma_next / float(sigmas[index - 1]), start), *_exponential_step(h, [x0_start, slope], solver))
         yield x
 
 
@@ -274,32 +278,24 @@ def _slopes(lambdas: Sequence[float], index: int, history: Sequence[Array]) -> l
     if len(history) == 1 or h == math.inf:
         return [history[0]]
     r0 = (lambdas[index] - lambdas[index - 1]) / h
-    first = (history[0] - history[1]) / r0
+    first = combine((1.0 / r0, history[0]), (-1.0 / r0, history[1]))
     if len(history) == 2:
         return [history[0], first]
     r1 = (lambdas[index - 1] - lambdas[index - 2]) / h
-    change = (first - (history[1] - history[2]) / r1) / (r0 + r1)
-    return [history[0], first + r0 * change, change]
+    r = r0 + r1
+    change = combine((1.0 / r, first), (-1.0 / r / r1, history[1]), (1.0 / r / r1, history[2]))
+    return [history[0], combine((1.0, first), (r0, change)), change]
 
 
-def _exponential_step(h: float, slopes: Sequence[Array], solver: str) -> Array:
-    """What x0 and its slopes add over a step of length h: phi-functions of -h times D0, D1, D2."""
+def _exponential_step(h: float, slopes: Sequence[Array], solver: str) -> list[tuple[float, Array]]:
+    """What x0 and its slopes add over a step of length h: D0, D1, D2 with the phi-functions of -h that weigh them."""
     phi_1 = -math.expm1(-h)
-    result = phi_1 * slopes[0]
     if len(slopes) == 1:
-        return result
+        return [(phi_1, slopes[0])]
     if len(slopes) == 2 and solver == "midpoint":
-        return result + (0.5 * phi_1) * slopes[1]
+        return [(phi_1, slopes[0]), (0.5 * phi_1, slopes[1])]
     phi_2 = 1.0 - phi_1 / h
-    result = result + phi_2 * slopes[1]
-    return result if len(slopes) == 2 else result - (phi_2 / h - 0.5) * slopes[2]
-
-
-def _weighted(weights: Sequence[float], arrays: Sequence[Array]) -> Array:
-    total = weights[0] * arrays[0]
-    for weight, array in zip(weights[1:], arrays[1:], strict=True):
-        total = total + weight * array
-    return total
+    return list(zip((phi_1, phi_2, 0.5 - phi_2 / h), slopes, strict=False))
 
 
 _POINTS, _WEIGHTS = (values.tolist() for values in np.polynomial.legendre.leggauss(16))

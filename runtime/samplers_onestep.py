@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from ..models.manifest import Noise
-from .denoise import Array, Denoise
+from .denoise import Array, Denoise, combine
+from .noise_levels import Levels, sigma_of, timestep_of
 from .randomness import Rng
-from .schedules import Levels, sigma_of, timestep_of
 
 
 def euler(
@@ -38,7 +38,7 @@ def euler(
     for sigma, sigma_next in pairwise(sigmas.tolist()):
         x, sigma_hat = churn(x, sigma, rng)
         x0 = denoise(x, sigma_hat)
-        x = x0 + (sigma_next / sigma_hat) * (x - x0)
+        x = _toward(x0, x, sigma_next / sigma_hat)
         yield x
 
 
@@ -47,9 +47,9 @@ def euler_a(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: float 
     for sigma, sigma_next in pairwise(sigmas.tolist()):
         down, up = _ancestral(sigma, sigma_next, eta)
         x0 = denoise(x, sigma)
-        x = x0 + (down / sigma) * (x - x0)
+        x = _toward(x0, x, down / sigma)
         if up > 0.0:
-            x = x + (up * s_noise) * rng.normal(x.shape)
+            x = combine((1.0, x), (up * s_noise, rng.normal(x.shape)))
         yield x
 
 
@@ -70,9 +70,9 @@ def ddpm(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, large_variance
             growth = 1.0 + sigma_next**2
             up = math.sqrt(growth - growth**2 / (1.0 + sigma**2))
         x0 = denoise(x, sigma)
-        x = x0 + (down / sigma) * (x - x0)
+        x = _toward(x0, x, down / sigma)
         if up > 0.0:
-            x = x + up * rng.normal(x.shape)
+            x = combine((1.0, x), (up, rng.normal(x.shape)))
         yield x
 
 
@@ -91,11 +91,12 @@ def heun(
     churn = _churn(len(sigmas) - 1, s_churn, s_tmin, s_tmax, s_noise)
     for sigma, sigma_next in pairwise(sigmas.tolist()):
         x, sigma_hat = churn(x, sigma, rng)
-        slope = (x - denoise(x, sigma_hat)) / sigma_hat
-        ahead = x + (sigma_next - sigma_hat) * slope
+        x0 = denoise(x, sigma_hat)
+        ahead = _toward(x0, x, sigma_next / sigma_hat)
         if sigma_next > 0.0:
-            slope = 0.5 * (slope + (ahead - denoise(ahead, sigma_next)) / sigma_next)
-            ahead = x + (sigma_next - sigma_hat) * slope
+            half = 0.5 * (sigma_next - sigma_hat)
+            eps, eps_ahead = noise_in(x, x0, sigma_hat), noise_in(ahead, denoise(ahead, sigma_next), sigma_next)
+            ahead = combine((1.0, x), (half, eps), (half, eps_ahead))
         x = ahead
         yield x
 
@@ -125,7 +126,7 @@ def dpm2_a(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: float =
         down, up = _ancestral(sigma, sigma_next, eta)
         x = _midpoint_step(denoise, x, sigma, down)
         if up > 0.0:
-            x = x + (up * s_noise) * rng.normal(x.shape)
+            x = combine((1.0, x), (up * s_noise, rng.normal(x.shape)))
         yield x
 
 
@@ -134,8 +135,8 @@ def _midpoint_step(denoise: Denoise, x: Array, sigma: float, sigma_next: float) 
     if sigma_next == 0.0:
         return x0
     middle = math.sqrt(sigma * sigma_next)
-    halfway = x0 + (middle / sigma) * (x - x0)
-    return x + ((sigma_next - sigma) / middle) * (halfway - denoise(halfway, middle))
+    halfway = _toward(x0, x, middle / sigma)
+    return combine((1.0, x), (sigma_next - sigma, noise_in(halfway, denoise(halfway, middle), middle)))
 
 
 def dpmpp_2s_a(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: float = 1.0, s_noise: float = 1.0) -> Iterator[Array]:
@@ -145,10 +146,10 @@ def dpmpp_2s_a(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: flo
         x0 = denoise(x, sigma)
         if down > 0.0:
             middle = math.sqrt(sigma * down)
-            x0 = denoise(x0 + (middle / sigma) * (x - x0), middle)
-        x = x0 + (down / sigma) * (x - x0)
+            x0 = denoise(_toward(x0, x, middle / sigma), middle)
+        x = _toward(x0, x, down / sigma)
         if up > 0.0:
-            x = x + (up * s_noise) * rng.normal(x.shape)
+            x = combine((1.0, x), (up * s_noise, rng.normal(x.shape)))
         yield x
 
 
@@ -164,14 +165,13 @@ def dpmpp_sde(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: floa
             yield x
             continue
         middle = math.sqrt(sigma * sigma_next)
-        first, second = rng.normal(x.shape), rng.normal(x.shape)
         down, up = _ancestral(sigma, middle, eta)
-        halfway = x0 + (down / sigma) * (x - x0) + (up * s_noise) * first
-        x0 = denoise(halfway, middle)
+        first = rng.normal(x.shape)
+        x0 = denoise(combine((1.0, _toward(x0, x, down / sigma)), (up * s_noise, first)), middle)
         share = (sigma - middle) / (sigma - sigma_next)
-        whole = math.sqrt(share) * first + math.sqrt(1.0 - share) * second
+        whole = combine((math.sqrt(share), first), (math.sqrt(1.0 - share), rng.normal(x.shape)))
         down, up = _ancestral(sigma, sigma_next, eta)
-        x = x0 + (down / sigma) * (x - x0) + (up * s_noise) * whole
+        x = combine((1.0, _toward(x0, x, down / sigma)), (up * s_noise, whole))
         yield x
 
 
@@ -184,7 +184,7 @@ def lcm(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng) -> Iterator[Array]
     for sigma, sigma_next in pairwise(sigmas.tolist()):
         x = denoise(x, sigma)
         if sigma_next > 0.0:
-            x = x + sigma_next * rng.normal(x.shape)
+            x = combine((1.0, x), (sigma_next, rng.normal(x.shape)))
         yield x
 
 
@@ -203,9 +203,9 @@ def tcd(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: float = 0.
         if sigma_next > 0.0:
             below = min(sigma_next, sigma_at(math.floor((1.0 - eta) * timestep(sigma_next)))) if eta > 0.0 else sigma_next
         x0 = denoise(x, sigma)
-        x = x0 + (below / sigma) * (x - x0)
+        x = _toward(x0, x, below / sigma)
         if below < sigma_next:
-            x = x + math.sqrt(sigma_next**2 - below**2) * rng.normal(x.shape)
+            x = combine((1.0, x), (math.sqrt(sigma_next**2 - below**2), rng.normal(x.shape)))
         yield x
 
 
@@ -215,6 +215,16 @@ def euler_flow(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, stochast
     `stochastic` adds new noise instead of the predicted one, as diffusers' `stochastic_sampling`.
     """
     return (lcm if stochastic else euler)(denoise, x, sigmas, rng)
+
+
+def noise_in(x: Array, x0: Array, sigma: float) -> Array:
+    """eps, the unit noise in x = x0 + sigma · eps: also the slope dx / dsigma of the probability flow."""
+    return combine((1.0 / sigma, x), (-1.0 / sigma, x0))
+
+
+def _toward(x0: Array, x: Array, share: float) -> Array:
+    """The sample with that share of its noise left: Euler's step, DDIM's, and DPM-Solver's first order."""
+    return combine((1.0 - share, x0), (share, x))
 
 
 def _ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
@@ -231,6 +241,6 @@ def _churn(steps: int, s_churn: float, s_tmin: float, s_tmax: float, s_noise: fl
         if gamma == 0.0:
             return x, sigma
         sigma_hat = sigma * (1.0 + gamma)
-        return x + (math.sqrt(sigma_hat**2 - sigma**2) * s_noise) * rng.normal(x.shape), sigma_hat
+        return combine((1.0, x), (math.sqrt(sigma_hat**2 - sigma**2) * s_noise, rng.normal(x.shape))), sigma_hat
 
     return churned

@@ -1,11 +1,8 @@
 """Schedules: which noise levels a picture passes through.
 
-Everything lives in the space of Karras et al. 2022 (arXiv:2206.00364): `x = x0 + sigma · noise`, sigma from large to 0.
-A model trained with alpha-bars has `sigma = sqrt((1 - alpha_bar) / alpha_bar)`; a flow-matching model, whose samples
-are `(1 - s) · x0 + s · noise`, has `sigma = s / (1 - s)`, so that one set of samplers serves both.
-
-A schedule is an array of `steps + 1` float64 values, strictly descending, ending in 0 (or in the model's smallest sigma,
-where `final` says so). Deviations from diffusers, all on purpose:
+Everything lives in the space of Karras et al. 2022, `x = x0 + sigma · noise` (`noise_levels`). A schedule is an array of
+`steps + 1` float64 values, strictly descending, ending in 0 (or in the model's smallest sigma, where `final` says so).
+Deviations from diffusers, all on purpose:
 
 * One step starts at the top whatever the spacing; diffusers' linspace and leading start at the bottom.
 * `karras`, `exponential` and `beta` span the model's whole range, as k-diffusion, A1111 and diffusers' multistep
@@ -20,91 +17,34 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..models.errors import RequestError
 from ..models.manifest import Noise, Spacing
+from .noise_levels import Levels, alpha_bars, model_sigmas, shifted, sigma_of, sigma_of_flow, timestep_of
 
-Levels = NDArray[np.float64]
-Grid = Literal["fractional", "integer", "spare"]
-"""How a sampler of diffusers lays the model's own spacing: `fractional` timesteps (Euler, Heun, LMS, KDPM2),
-whole ones (`integer`: DDIM, DDPM, PNDM), or whole ones with one to `spare` at the bottom (DPM++, DEIS, UniPC)."""
+__all__ = [
+    "SCHEDULES",
+    "Final",
+    "Grid",
+    "Levels",
+    "Schedule",
+    "alpha_bars",
+    "find",
+    "from_sigmas",
+    "from_timesteps",
+    "sigmas",
+    "timestep_of",
+]
+
+Grid = Literal["fractional", "integer", "spare", "distilled"]
+"""How a sampler of diffusers lays the model's own spacing: `fractional` timesteps (Euler, Heun, LMS, KDPM2), whole ones
+(`integer`: DDIM, DDPM, PNDM), whole ones with one to `spare` at the bottom (DPM++, DEIS, UniPC), or those that the model was
+`distilled` on whatever its spacing (LCM, TCD)."""
 Final = Literal["zero", "sigma_min"]
 """Where the last step ends. `sigma_min` is what diffusers calls `set_alpha_to_one=False` or `final_sigmas_type="sigma_min"`."""
-
-_FLOW_TOP = 1.0 - 1e-6  # s = 1 is pure noise and an infinite sigma; diffusers' UniPC steps back as far
-
-
-@lru_cache(maxsize=16)
-def alpha_bars(noise: Noise) -> Levels:
-    """The share of the signal's variance left at each training timestep, (train_timesteps,), float64, descending, read-only.
-
-    `squaredcos_cap_v2` is Nichol & Dhariwal 2021 (arXiv:2102.09672). With `zero_terminal_snr` the betas are rescaled as
-    in Lin et al. 2023 (arXiv:2305.08891, algorithm 1); the last value, 0 there, is 2⁻²⁴ here, as in diffusers' Euler and
-    DPM++, so that sigma stays finite (4096). For a flow model it is what gives the same sigma.
-    """
-    count = noise.train_timesteps
-    if noise.prediction == "flow":
-        result = 1.0 / (1.0 + _to_sigma(_shifted(np.arange(1, count + 1) / count, noise.flow_shift)) ** 2)
-    else:
-        result = np.cumprod(1.0 - _betas(noise))
-        if noise.zero_terminal_snr:
-            root = np.sqrt(result)
-            result = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-            result[-1] = 2.0**-24
-    result.setflags(write=False)
-    return result
-
-
-def _betas(noise: Noise) -> Levels:
-    count, first, last = noise.train_timesteps, noise.beta_start, noise.beta_end
-    if noise.betas == "linear":
-        return np.linspace(first, last, count)
-    if noise.betas == "scaled_linear":
-        return np.linspace(math.sqrt(first), math.sqrt(last), count) ** 2
-    cosine = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * (math.pi / 2)) ** 2
-    return np.minimum(1.0 - cosine[1:] / cosine[:-1], 0.999)
-
-
-@lru_cache(maxsize=16)
-def model_sigmas(noise: Noise) -> Levels:
-    """The sigma of each training timestep, (train_timesteps,), float64, ascending, read-only."""
-    bars = alpha_bars(noise)
-    result = np.sqrt((1.0 - bars) / bars)
-    result.setflags(write=False)
-    return result
-
-
-def timestep_of(noise: Noise) -> Callable[[float], float]:
-    """The function from sigma to the timestep that the model is told, fractional between training timesteps.
-
-    Linear in log sigma, as in k-diffusion and diffusers; whole numbers at the model's own sigmas, the ends outside of
-    their range. Diffusers' multistep solvers and KDPM2 round it under karras; here nothing is rounded.
-    """
-    if noise.prediction == "flow":
-        return lambda sigma: noise.train_timesteps * sigma / (1.0 + sigma)
-    logs = np.log(model_sigmas(noise))
-    steps = np.arange(len(logs), dtype=np.float64)
-
-    def timestep(sigma: float) -> float:
-        exact = float(np.interp(math.log(max(sigma, 1e-10)), logs, steps))
-        whole = round(exact)
-        return float(whole) if abs(exact - whole) < 1e-6 else exact
-
-    return timestep
-
-
-def sigma_of(noise: Noise) -> Callable[[float], float]:
-    """The inverse of `timestep_of` within the range of training timesteps."""
-    if noise.prediction == "flow":
-        return lambda timestep: float(_to_sigma(np.float64(timestep / noise.train_timesteps)))
-    logs = np.log(model_sigmas(noise))
-    steps = np.arange(len(logs), dtype=np.float64)
-    return lambda timestep: math.exp(float(np.interp(timestep, steps, logs)))
 
 
 def sigmas(schedule: str, noise: Noise, steps: int, grid: Grid = "fractional", final: Final = "zero") -> Levels:
@@ -121,7 +61,7 @@ def sigmas(schedule: str, noise: Noise, steps: int, grid: Grid = "fractional", f
         raise RequestError(f"steps: {steps}, but this model draws in 1 to {noise.train_timesteps} steps: choose a number in between")
     levels = function(noise, steps, grid)
     if noise.prediction == "flow":
-        levels = _to_sigma(levels)
+        levels = sigma_of_flow(levels)
     if final == "zero" or noise.prediction == "flow":
         return np.append(levels, 0.0)
     last = float(model_sigmas(noise)[0])
@@ -157,6 +97,8 @@ def from_sigmas(levels: Sequence[float]) -> Levels:
 def _model(noise: Noise, steps: int, grid: Grid) -> Levels:
     if noise.prediction == "flow":
         return _flow(noise, steps, grid)
+    if grid == "distilled":
+        return _lcm(noise, steps, grid)
     return _spaced(noise.spacing)(noise, steps, grid)
 
 
@@ -177,14 +119,14 @@ def _timesteps(spacing: Spacing, noise: Noise, steps: int, grid: Grid) -> Levels
     if steps == 1:
         return np.array([count - 1.0])
     if spacing == "trailing":
-        return np.round(count - np.arange(steps) * (count / steps)) - 1.0
+        return np.rint(count - np.arange(steps) * (count / steps)) - 1.0
     spare = int(grid == "spare" and steps < count)
     if spacing == "linspace":
         result = np.linspace(0.0, count - 1.0, steps + spare)[spare:][::-1]
-        return result if grid == "fractional" else np.round(result)
+        return result if grid == "fractional" else np.rint(result)
     stride = count // (steps + spare)
-    result = np.arange(spare, steps + spare)[::-1] * float(stride)
-    return result + min(noise.steps_offset, count - 1.0 - result[0])
+    top = float((steps + spare - 1) * stride)
+    return top - np.arange(float(steps)) * stride + min(float(noise.steps_offset), count - 1.0 - top)
 
 
 def _flow(noise: Noise, steps: int, grid: Grid) -> Levels:
@@ -196,15 +138,16 @@ def _flow(noise: Noise, steps: int, grid: Grid) -> Levels:
     if noise.prediction != "flow":
         raise RequestError("schedule 'flow' is for flow-matching models, and this is none: choose model, karras or another")
     if grid == "spare":
-        return _shifted(1.0 - np.linspace(1.0 / noise.train_timesteps, 1.0, steps + 1)[:-1], noise.flow_shift)
-    bottom = float(_shifted(np.float64(1.0 / noise.train_timesteps), noise.flow_shift))
-    return _shifted(np.linspace(1.0, bottom, steps), noise.flow_shift)
+        return shifted(1.0 - np.linspace(1.0 / noise.train_timesteps, 1.0, steps + 1)[:-1], noise.flow_shift)
+    bottom = float(shifted(np.float64(1.0 / noise.train_timesteps), noise.flow_shift))
+    return shifted(np.linspace(1.0, bottom, steps), noise.flow_shift)
 
 
 def _karras(noise: Noise, steps: int, grid: Grid) -> Levels:  # noqa: ARG001  (all schedules have one signature)
     """Karras et al. 2022, equation 5, rho = 7."""
     low, high = _bounds(noise)
-    return np.linspace(high ** (1 / 7), low ** (1 / 7), steps) ** 7
+    roots: Levels = np.linspace(high ** (1 / 7), low ** (1 / 7), steps)
+    return roots**7
 
 
 def _exponential(noise: Noise, steps: int, grid: Grid) -> Levels:  # noqa: ARG001  (all schedules have one signature)
@@ -262,15 +205,6 @@ def _bounds(noise: Noise) -> tuple[float, float]:
     return float(own[0]), float(own[-1])
 
 
-def _shifted(s: Levels | np.float64, shift: float) -> Levels:
-    return np.asarray(shift * s / (1.0 + (shift - 1.0) * s))
-
-
-def _to_sigma(s: Levels | np.float64) -> Levels:
-    s = np.minimum(s, _FLOW_TOP)
-    return np.asarray(s / (1.0 - s))
-
-
 def _from_sigma(sigma: Levels) -> Levels:
     return sigma / (1.0 + sigma)
 
@@ -325,7 +259,7 @@ SCHEDULES: dict[str, Schedule] = {
         Schedule("simple", _simple, "Simple"),
         Schedule("ays", _align_your_steps(_AYS_SD), "Align Your Steps", ("align_your_steps", "ays_sd1", "ays_sd15")),
         Schedule("ays_sdxl", _align_your_steps(_AYS_SDXL), "Align Your Steps", ("align_your_steps_sdxl",)),
-        Schedule("lcm", _lcm, "LCM", ("tcd",)),
+        Schedule("lcm", _lcm, "LCM"),
         Schedule("flow", _flow, "Flow", ("use_flow_sigmas",)),
     )
 }

@@ -1,0 +1,261 @@
+"""Reading diffusers' `scheduler_config.json`: how the model was trained to see noise, and which sampler draws from it.
+
+`read` understands every class of `CLASSES`, whose samplers `runtime.samplers` has under the same names. What these classes
+can do and the samplers here do not is refused with the key that asks for it; `clip_sample` is passed over, as diffusers'
+Stable Diffusion pipelines do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, cast
+
+import msgspec
+
+from .errors import BundleError
+from .manifest import BetaSchedule, Noise, Prediction, Spacing
+
+FILE_NAME = "scheduler_config.json"
+
+Final = Literal["zero", "sigma_min"]
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """What a scheduler's config says."""
+
+    noise: Noise
+    sampler: str
+    """A name of `runtime.samplers.SAMPLERS`."""
+    schedule: str
+    """A name of `runtime.schedules.SCHEDULES`."""
+    final: Final = "zero"
+    """Where the last step ends: the argument of that name of `runtime.schedules.sigmas`."""
+    options: Mapping[str, float | str] = field(default_factory=lambda: MappingProxyType({}))
+    """Keyword arguments of the sampler, where they differ from its own defaults."""
+
+
+@dataclass(frozen=True)
+class _Class:
+    """The sampler of a class, and the defaults of its keys where they are not the usual ones."""
+
+    sampler: str
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    spacing: Spacing = "linspace"
+    betas: BetaSchedule = "linear"
+    final: Final = "zero"
+
+
+_K_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+
+CLASSES: Mapping[str, _Class] = MappingProxyType(
+    {
+        "DDIMScheduler": _Class("ddim", spacing="leading"),
+        "DDPMScheduler": _Class("ddpm", spacing="leading"),
+        "DEISMultistepScheduler": _Class("deis", final="sigma_min"),
+        "DPMSolverMultistepScheduler": _Class("dpm++2m"),
+        "DPMSolverSDEScheduler": _Class("dpm++sde", **_K_BETAS),
+        "DPMSolverSinglestepScheduler": _Class("dpm++2s"),
+        "EulerAncestralDiscreteScheduler": _Class("euler_a"),
+        "EulerDiscreteScheduler": _Class("euler"),
+        "FlowMatchEulerDiscreteScheduler": _Class("euler_flow"),
+        "HeunDiscreteScheduler": _Class("heun", **_K_BETAS),
+        "IPNDMScheduler": _Class("ipndm"),
+        "KDPM2AncestralDiscreteScheduler": _Class("dpm2_a", **_K_BETAS),
+        "KDPM2DiscreteScheduler": _Class("dpm2", **_K_BETAS),
+        "LCMScheduler": _Class("lcm", spacing="leading", betas="scaled_linear", **_K_BETAS),
+        "LMSDiscreteScheduler": _Class("lms"),
+        "PNDMScheduler": _Class("pndm", spacing="leading", final="sigma_min"),
+        "TCDScheduler": _Class("tcd", spacing="leading", betas="scaled_linear", final="sigma_min", **_K_BETAS),
+        "UniPCMultistepScheduler": _Class("unipc"),
+    }
+)
+"""Every class that can be read."""
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """The keys that matter; None stands for a key that is missing or null. Other keys are passed over."""
+
+    class_name: str = msgspec.field(default="", name="_class_name")
+    beta_start: float | None = None
+    beta_end: float | None = None
+    beta_schedule: str | None = None
+    num_train_timesteps: int | None = None
+    prediction_type: str | None = None
+    timestep_spacing: str | None = None
+    steps_offset: int | None = None
+    rescale_betas_zero_snr: bool | None = None
+    shift: float | None = None
+    flow_shift: float | None = None
+    set_alpha_to_one: bool | None = None
+    final_sigmas_type: str | None = None
+    use_karras_sigmas: bool | None = None
+    use_exponential_sigmas: bool | None = None
+    use_beta_sigmas: bool | None = None
+    use_lu_lambdas: bool | None = None
+    use_flow_sigmas: bool | None = None
+    solver_order: int | None = None
+    solver_type: str | None = None
+    algorithm_type: str | None = None
+    lower_order_final: bool | None = None
+    euler_at_final: bool | None = None
+    variance_type: str | None = None
+    predict_x0: bool | None = None
+    stochastic_sampling: bool | None = None
+    interpolation_type: str | None = None
+    timestep_type: str | None = None
+
+
+_REFUSED = {
+    "trained_betas": "betas of its own",
+    "thresholding": "dynamic thresholding, which is for models that draw pixels",
+    "use_dynamic_shifting": "a shift that depends on the size of the picture",
+    "shift_terminal": "a shifted end",
+    "invert_sigmas": "inverted sigmas",
+    "disable_corrector": "steps without their corrector",
+    "solver_p": "another solver as its predictor",
+    "sigma_min": "a range of its own",
+    "sigma_max": "a range of its own",
+}
+
+
+def read(config: Mapping[str, object], where: str = FILE_NAME) -> SchedulerConfig:
+    """What `config`, a parsed scheduler_config.json, says.
+
+    Raises:
+        BundleError: a class, a value or an option that is not supported; the message has the key and what is.
+    """
+    for key, what in _REFUSED.items():
+        if config.get(key):
+            raise BundleError(f"{where}: {key} asks for {what}, which is not supported: set it to null, or use another scheduler")
+    try:
+        known = msgspec.convert({key: value for key, value in config.items() if value is not None}, _Config)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{where}: {error}: not a scheduler config as diffusers writes it") from error
+    own = CLASSES.get(known.class_name)
+    if own is None:
+        raise BundleError(f"{where}: scheduler {known.class_name!r} is not supported: expected one of {', '.join(CLASSES)}")
+    noise = _noise(own, known, where)
+    if known.use_flow_sigmas and noise.prediction != "flow":
+        raise BundleError(f"{where}: use_flow_sigmas is for flow-matching models: expected prediction_type flow_prediction beside it")
+    for key, value, usual in (
+        ("interpolation_type", known.interpolation_type, "linear"),
+        ("timestep_type", known.timestep_type, "discrete"),
+    ):
+        _one_of(key, value or usual, (usual,), where)
+    sampler, options = _solver(own.sampler, known, where)
+    return SchedulerConfig(noise, sampler, _schedule(known), _final(own, known, where), MappingProxyType(options))
+
+
+def read_json(data: bytes, where: str = FILE_NAME) -> SchedulerConfig:
+    """`read` of the bytes of a file.
+
+    Raises:
+        BundleError: as `read`, or not a JSON object.
+    """
+    try:
+        config = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where}: {error}: expected a JSON object as diffusers writes it") from error
+    if not isinstance(config, dict):
+        raise BundleError(f"{where}: expected a JSON object as diffusers writes it")
+    return read(cast("dict[str, Any]", config), where)
+
+
+def _noise(own: _Class, config: _Config, where: str) -> Noise:
+    flow = own.sampler == "euler_flow" or config.prediction_type in {"flow_prediction", "flow"}
+    predictions: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample")
+    betas: tuple[BetaSchedule, ...] = ("linear", "scaled_linear", "squaredcos_cap_v2")
+    spacings: tuple[Spacing, ...] = ("linspace", "leading", "trailing")
+    prediction = "epsilon" if config.prediction_type is None else config.prediction_type
+    timesteps = 1000 if config.num_train_timesteps is None else config.num_train_timesteps
+    if not 1 <= timesteps <= 100_000:
+        raise BundleError(f"{where}: num_train_timesteps is {timesteps}, but expected 1 to 100000 (usually 1000)")
+    noise = Noise(
+        prediction="flow" if flow else _one_of("prediction_type", prediction, predictions, where),
+        betas=_one_of("beta_schedule", own.betas if config.beta_schedule is None else config.beta_schedule, betas, where),
+        beta_start=own.beta_start if config.beta_start is None else config.beta_start,
+        beta_end=own.beta_end if config.beta_end is None else config.beta_end,
+        train_timesteps=timesteps,
+        spacing=_one_of("timestep_spacing", own.spacing if config.timestep_spacing is None else config.timestep_spacing, spacings, where),
+        steps_offset=config.steps_offset or 0,
+        zero_terminal_snr=bool(config.rescale_betas_zero_snr),
+        flow_shift=next((shift for shift in (config.shift, config.flow_shift) if shift is not None), 1.0),
+    )
+    if not (0.0 < noise.beta_start <= noise.beta_end < 1.0 and 0.0 < noise.flow_shift < 1e6):
+        raise BundleError(
+            f"{where}: betas from {noise.beta_start} to {noise.beta_end}, shift {noise.flow_shift}: expected 0 < beta_start <= beta_end < 1 and a shift > 0"
+        )
+    return noise
+
+
+def _schedule(config: _Config) -> str:
+    if config.use_karras_sigmas:
+        return "karras"
+    if config.use_exponential_sigmas or config.use_lu_lambdas:
+        return "exponential"
+    return "beta" if config.use_beta_sigmas else "model"
+
+
+def _final(own: _Class, config: _Config, where: str) -> Final:
+    if own.sampler in {"ddim", "pndm"} and config.set_alpha_to_one is not None:
+        return "zero" if config.set_alpha_to_one else "sigma_min"
+    ends: tuple[Final, ...] = ("zero", "sigma_min")
+    return own.final if config.final_sigmas_type is None else _one_of("final_sigmas_type", config.final_sigmas_type, ends, where)
+
+
+def _solver(sampler: str, config: _Config, where: str) -> tuple[str, dict[str, float | str]]:
+    """The sampler, for the family of DPM-Solver chosen by its algorithm, and its options."""
+    if sampler == "ddpm":
+        usual = ("fixed_small", "fixed_small_log", "fixed_large")
+        large = _one_of("variance_type", config.variance_type or "fixed_small", usual, where) == "fixed_large"
+        return sampler, {"large_variance": True} if large else {}
+    if config.variance_type is not None:
+        raise BundleError(f"{where}: variance_type {config.variance_type!r} is for models that predict it: not supported, expected null")
+    if sampler == "euler_flow":
+        return sampler, {"stochastic": True} if config.stochastic_sampling else {}
+    if sampler not in {"dpm++2m", "dpm++2s", "deis", "unipc"}:
+        return sampler, {}
+    if config.predict_x0 is False:
+        raise BundleError(f"{where}: predict_x0 is false, but UniPC is supported with true alone")
+    sampler, order = _algorithm(sampler, config, where)
+    options: dict[str, float | str] = {}
+    if order != 2:
+        options["order"] = order
+    if config.solver_type == "heun" and sampler.startswith("dpm++2"):
+        options["solver"] = "heun"
+    if config.solver_type == "bh1" and sampler == "unipc":
+        options["variant"] = "bh1"
+    if config.lower_order_final is False and sampler in {"dpm++2m", "dpm++2m_sde", "deis", "unipc"}:
+        options["lower_order_final"] = False
+    if config.euler_at_final and sampler in {"dpm++2m", "dpm++2m_sde"}:
+        options["euler_at_final"] = True
+    return sampler, options
+
+
+def _algorithm(sampler: str, config: _Config, where: str) -> tuple[str, int]:
+    """The sampler and its order; 2 is everyone's own."""
+    order = 2 if config.solver_order is None else config.solver_order
+    stochastic = config.algorithm_type == "sde-dpmsolver++" and sampler.startswith("dpm++")
+    if sampler.startswith("dpm++"):
+        _one_of("algorithm_type", config.algorithm_type or "dpmsolver++", ("dpmsolver++", "sde-dpmsolver++", "deis"), where)
+    if (sampler == "dpm++2s" and (stochastic or order != 2)) or not 1 <= order <= 3 or (stochastic and order == 1):
+        asked = f"solver_order {order} of {config.class_name}" + (" with sde-dpmsolver++" if stochastic else "")
+        raise BundleError(f"{where}: {asked} is not supported: expected solver_order 2")
+    if stochastic:
+        return ("dpm++2m_sde" if order == 2 else "dpm++3m_sde"), 2
+    return sampler, order
+
+
+T = TypeVar("T", bound=str)
+
+
+def _one_of(key: str, value: str, allowed: Iterable[T], where: str) -> T:
+    for one in allowed:
+        if one == value:
+            return one
+    raise BundleError(f"{where}: {key} {value!r} is not supported: expected one of {', '.join(allowed)}")
