@@ -10,17 +10,18 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from . import families, onnx_file
 from . import manifest as manifests
-from . import onnx_file
 from .errors import BundleError
 from .manifest import Component, Manifest, Tensor
 from .onnx_file import Graph
 from .operators import check_operators
 
+MAX_MANIFEST = 16 << 20
 Progress = Callable[[str, int, int], None]
 """(path of the file, bytes hashed of all files so far, bytes of all files)"""
 
@@ -53,8 +54,12 @@ def open_bundle(folder: Path) -> Bundle:
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder: expected one with a bundle; `diffusette export SOURCE {folder}` makes it")
     if (folder / manifests.FILE_NAME).exists():
+        size = size_of(folder / manifests.FILE_NAME, str(folder))
+        if size > MAX_MANIFEST:
+            raise BundleError(f"{folder / manifests.FILE_NAME}: {size} bytes, expected at most {MAX_MANIFEST}: export the model again")
         found = manifests.read(folder)
         _check_files(folder, found)
+        _check_parts(found)
     elif (folder / "model_index.json").exists():
         from .plain import manifest_of  # noqa: PLC0415  # only where there is no manifest
 
@@ -103,25 +108,24 @@ def _check_files(folder: Path, found: Manifest) -> None:
         size = size_of(folder / safe(relative, "files"), "files")
         if size != file.size:
             raise BundleError(f"{folder / relative}: {size} bytes, but the manifest says {file.size}: download or export the model again")
-    for name, tokenizer in found.tokenizers.items():
-        safe(tokenizer.folder, f"tokenizers.{name}.folder")
-        _need(
-            name.replace("tokenizer", "text_encoder") in found.components, f"components.{name.replace('tokenizer', 'text_encoder')}", name
-        )
-    for name in ("unet", "vae_decoder"):
-        _need(name in found.components, f"components.{name}", "a picture")
-    for name in found.components:
-        if name.startswith("text_encoder"):
-            _need(
-                name.replace("text_encoder", "tokenizer") in found.tokenizers,
-                f"tokenizers.{name.replace('text_encoder', 'tokenizer')}",
-                name,
-            )
 
 
-def _need(there: bool, field: str, purpose: str) -> None:  # noqa: FBT001  # reads as a sentence
-    if not there:
-        raise BundleError(f"{manifests.FILE_NAME}: $.{field} is missing, and {purpose} needs it: export the model again")
+def _check_parts(found: Manifest) -> None:
+    family = families.FAMILIES.get(found.family)
+    if family is None:
+        known = ", ".join(families.FAMILIES)
+        raise BundleError(f"{manifests.FILE_NAME}: $.family is {found.family!r}, expected one of {known}: export the model again")
+    for name in (*family.text_encoders, "unet", "vae_decoder"):
+        _need(found.components, "components", name, f"a bundle of family {family.name}")
+    for name in family.text_encoders:
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        _need(found.tokenizers, "tokenizers", tokenizer, name)
+        safe(found.tokenizers[tokenizer].folder, f"tokenizers.{tokenizer}.folder")
+
+
+def _need(there: Collection[str], field: str, name: str, purpose: str) -> None:
+    if name not in there:
+        raise BundleError(f"{manifests.FILE_NAME}: $.{field}.{name} is missing, and {purpose} needs it: export the model again")
 
 
 def _check_component(folder: Path, name: str, component: Component, found: Manifest) -> Graph:
@@ -134,7 +138,7 @@ def _check_component(folder: Path, name: str, component: Component, found: Manif
     if found.files:
         inside = PurePosixPath(component.graph)
         for relative in (inside, *(inside.parent / location for location in locations)):
-            _need(str(relative) in found.files, f"files[{str(relative)!r}]", f"the graph of {name}")
+            _need(found.files, "files", str(relative), f"the graph of {name}")
     _check_agreement(path, f"{where}.inputs", component.inputs, graph.inputs)
     _check_agreement(path, f"{where}.outputs", component.outputs, graph.outputs)
     return graph

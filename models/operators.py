@@ -17,22 +17,19 @@ MICROSOFT = "com.microsoft"
 
 CONTRIB = frozenset({
     # attention
-    "Attention", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention", "MultiHeadAttention", "PackedAttention",
-    "PackedMultiHeadAttention", "QAttention", "QOrderedAttention", "RotaryEmbedding",
+    "Attention", "GroupQueryAttention", "MultiHeadAttention", "PackedMultiHeadAttention", "QAttention", "RotaryEmbedding",
     # activations and normalizations, alone and fused with what stands beside them
-    "BiasAdd", "BiasDropout", "BiasGelu", "BiasSoftmax", "BiasSplitGelu", "FastGelu", "Gelu", "GroupNorm", "LayerNormalization",
-    "QuickGelu", "SimplifiedLayerNormalization", "SkipGroupNorm", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
-    "EmbedLayerNormalization", "QEmbedLayerNormalization",
+    "BiasAdd", "BiasGelu", "BiasSoftmax", "BiasSplitGelu", "FastGelu", "Gelu", "GroupNorm", "QuickGelu", "SkipGroupNorm",
+    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "QEmbedLayerNormalization",
     # matrix products and convolutions
-    "FusedConv", "FusedGemm", "FusedMatMul", "FusedMatMulActivation", "GatedRelativePositionBias", "GemmFastGelu", "GemmFloat8",
+    "ConvTransposeWithDynamicPads", "FusedConv", "FusedGemm", "FusedMatMul", "FusedMatMulActivation", "GemmFastGelu", "GemmFloat8",
     "MatMulBnb4", "MatMulFpQ4", "MatMulNBits", "NhwcConv", "NhwcFusedConv", "NhwcMaxPool", "TransposeMatMul",
     # integers
-    "ConvIntegerToFloat", "ConvTransposeWithDynamicPads", "DequantizeBFP", "DequantizeLinear", "DynamicQuantizeMatMul",
-    "GatherBlockQuantized", "MatMulInteger16", "MatMulIntegerToFloat", "QGemm", "QLinearAdd", "QLinearAveragePool", "QLinearConcat",
-    "QLinearConv", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid",
-    "QLinearSoftmax", "QLinearWhere", "QMoE", "QuantizeBFP", "QuantizeLinear",
-    # shapes and small things
-    "CropAndResize", "ExpandDims", "Inverse", "Irfft", "Pad", "Rfft", "SampleOp", "Trilu", "Unique", "DynamicTimeWarping",
+    "DequantizeLinear", "DynamicQuantizeMatMul", "GatherBlockQuantized", "MatMulInteger16", "MatMulIntegerToFloat", "QGemm",
+    "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool", "QLinearLeakyRelu",
+    "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "QuantizeLinear",
+    # shapes
+    "ExpandDims", "GridSample", "Pad", "Trilu",
 })  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 _NAMES = {"avx512_vnni": "vnni", "avx512_bf16": "bf16", "amx_tile": "amx", "asimd": "neon", "asimddp": "dotprod"}
 """Linux's names of what matters → the short ones; the rest are the same."""
@@ -59,7 +60,8 @@ def flags() -> tuple[str, ...]:
     elif sys.platform == "win32":
         import ctypes  # noqa: PLC0415  # only here
 
-        found = {name for number, name in _WINDOWS.items() if ctypes.windll.kernel32.IsProcessorFeaturePresent(number)}
+        kernel: Any = vars(ctypes)["windll"].kernel32  # only there is such a name
+        found = {name for number, name in _WINDOWS.items() if kernel.IsProcessorFeaturePresent(number)}
     elif sys.platform == "darwin":
         import subprocess  # noqa: PLC0415  # only here
 
@@ -94,13 +96,24 @@ def _memory_linux() -> tuple[int, int] | None:
         free, total = (int(lines[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
     except (OSError, KeyError, ValueError):
         return None
+    for group in _control_groups():
+        try:
+            limit = int((group / "memory.max").read_text())
+            used = int((group / "memory.current").read_text())
+        except (OSError, ValueError):  # no limit here ("max")
+            continue
+        free, total = min(free, max(limit - used, 0)), min(total, limit)
+    return free, total
+
+
+def _control_groups() -> list[Path]:
+    """The control groups (version 2) that this process is in, from its own to the root."""
     try:
-        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no control groups, or no limit ("max")
-        return free, total
-    return min(free, max(limit - used, 0)), min(total, limit)
+        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
+    except OSError:
+        return []
+    path = Path("/sys/fs/cgroup") / own
+    return [path, *path.parents][: len(Path(own).parts) + 1]
 
 
 def _memory_windows() -> tuple[int, int] | None:
@@ -111,7 +124,8 @@ def _memory_windows() -> tuple[int, int] | None:
 
     status = Status()
     status.length = ctypes.sizeof(Status)
-    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+    kernel: Any = vars(ctypes)["windll"].kernel32  # only there is such a name
+    if not kernel.GlobalMemoryStatusEx(ctypes.byref(status)):
         return None
     return int(status.free), int(status.total)
 

@@ -157,23 +157,24 @@ def why_missing(provider: Provider) -> str:
     Raises:
         ProviderError: there is no onnxruntime at all, or two clash.
     """
-    hint = f'pip install "{provider.install}"'
-    if provider.plugin is None:
-        if provider.execution_provider in onnxruntime().get_available_providers():
-            return ""
-        if provider.name == "directml" and sys.platform != "win32":
-            return "directml is not there: it exists on Windows alone"
-        owner = " ".join(distributions()) or "onnxruntime"
-        return f"{provider.name} is not in the installed {owner}: pip uninstall -y {owner}, then {hint}"
-    if find_spec(provider.plugin) is None:
-        return f"{provider.name} is not installed: {hint}"
+    if provider.plugin is not None:
+        return _why_plugin_missing(provider, provider.plugin)
+    if provider.execution_provider in onnxruntime().get_available_providers():
+        return ""
+    if provider.name == "directml" and sys.platform != "win32":
+        return "directml is not there: it exists on Windows alone"
+    owner = " ".join(distributions()) or "onnxruntime"
+    return f'{provider.name} is not in the installed {owner}: pip uninstall -y {owner}, then pip install "{provider.install}"'
+
+
+def _why_plugin_missing(provider: Provider, module: str) -> str:
+    if find_spec(module) is None:
+        return f'{provider.name} is not installed: pip install "{provider.install}"'
     try:
         devices = plugin_devices(provider)
     except ProviderError as error:
         return str(error)
-    if devices:
-        return ""
-    return f"{provider.name} is installed, but its plug-in knows no device of this machine: use another provider"
+    return "" if devices else f"{provider.name} is installed, but its plug-in knows no device of this machine: use another provider"
 
 
 def plugin_devices(provider: Provider) -> list[Any]:
@@ -260,3 +261,8 @@ def distributions(site: Path | None = None) -> dict[str, str]:
                 project, _, version = name.removesuffix(".dist-info").partition("-")
                 found[project.replace("_", "-")] = version
     return found
+
+
+def telemetry() -> bool:
+    """Whether ONNX Runtime may collect usage data in this process; false when `onnxruntime()` was the first to import it."""
+    return "onnxruntime" in sys.modules and os.environ.get("ORT_DISABLE_TELEMETRY") != "1"

@@ -169,7 +169,8 @@ def _open(ort: Any, graph: Path, provider: Provider, options: SessionOptions, *,
     left = work_left_to_cpu(inference) if provider.name != "cpu" and not provider.whole else []
     if left:
         raise ProviderError(
-            f"{graph}: {provider.name} leaves {', '.join(left)} to the CPU: export with --target {provider.targets[0]}, or use another provider"
+            f"{graph}: {provider.name} leaves {', '.join(left)} to the CPU: export with --target {provider.targets[0]}, "
+            f"or use another provider"
         )
     return Session(inference, provider, alive=alive, note=note)
 
