@@ -12,19 +12,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from .errors import BundleError
+from .file_kind import looks_like
 from .manifest import Tensor
-from .protobuf import MalformedError, Walker, encode_field, encode_varint
+from .protobuf import MalformedError, Walker
 
 MAX_DEPTH = 16
 """Graphs within graphs (the branches of If, the body of Loop)."""
 
-_DTYPES = {
+DTYPES = {
     1: ("float32", 32), 2: ("uint8", 8), 3: ("int8", 8), 4: ("uint16", 16), 5: ("int16", 16), 6: ("int32", 32), 7: ("int64", 64),
     9: ("bool", 8), 10: ("float16", 16), 11: ("float64", 64), 12: ("uint32", 32), 13: ("uint64", 64), 14: ("complex64", 64),
     15: ("complex128", 128), 16: ("bfloat16", 16), 17: ("float8_e4m3fn", 8), 18: ("float8_e4m3fnuz", 8), 19: ("float8_e5m2", 8),
@@ -43,7 +41,7 @@ class Initializer(NamedTuple):
     """In `location`, or in the graph file itself when that is empty; -1 when the bytes are not stored raw."""
     length: int
     location: str
-    """File of external data, relative to the graph's folder; checked by `check_external`."""
+    """File of external data, relative to the graph's folder; not checked yet."""
     span: tuple[int, int] = (0, 0)
     """Where the whole record lies in the graph file: from its tag to its end. (0, 0) inside a node."""
 
@@ -73,9 +71,9 @@ def read(path: Path) -> Graph:
     """
     head = b""
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise BundleError(f"{path}: not a regular file; expected an ONNX model")
         with path.open("rb") as file:
-            if not path.is_file():
-                raise BundleError(f"{path}: not a regular file; expected an ONNX model")
             head = file.read(512)
             if not head:
                 raise BundleError(f"{path}: not an ONNX model (it is empty): download or export it again")
@@ -85,21 +83,6 @@ def read(path: Path) -> Graph:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); expected an ONNX model") from error
     except MalformedError as error:
         raise BundleError(f"{path}: not an ONNX model (looks like {looks_like(head)}; {error}): download or export it again") from error
-
-
-def looks_like(head: bytes) -> str:
-    """What a file that begins with `head` probably is, in words."""
-    start = head.lstrip()[:256].lower()
-    if start.startswith((b"<!doctype", b"<html", b"<head")):
-        return "HTML, a web page saved in place of the file"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer; `git lfs pull` brings the file"
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return "a zip or pickle, as PyTorch saves them"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 27:
-        return "safetensors"
-    kinds = {b"<": "XML", b"{": "JSON", b"gguf": "GGUF"}
-    return next((kind for mark, kind in kinds.items() if start.startswith(mark)), "damaged or cut-off data")
 
 
 @dataclass
@@ -250,7 +233,7 @@ class _Reader(Walker):
                 entries[key] = value
             elif number == 14 and wire == 0:
                 external = a == 1
-        dtype, bits = _DTYPES.get(kind, ("string" if kind == 8 else f"type {kind}", 0))
+        dtype, bits = DTYPES.get(kind, ("string" if kind == 8 else f"type {kind}", 0))
         if external:
             location, offset, length = self.external(name, entries, shape, bits)
         return Initializer(name, dtype, tuple(shape), offset, length, location)
@@ -299,7 +282,7 @@ class _Reader(Walker):
         shape: list[int | str] = []
         for number, wire, a, b in self.fields(start, end):
             if number == 1 and wire == 0:
-                dtype = _DTYPES.get(a, ("string", 0))[0]
+                dtype = DTYPES.get(a, ("string", 0))[0]
             elif number == 2 and wire == 2:
                 shape = [self.dimension(c, d) for kind, _, c, d in self.fields(a, b) if kind == 1]
         return dtype, shape
@@ -321,34 +304,3 @@ def _number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise MalformedError(f"{text[:40]!r} is not the place of external data")
     return int(text)
-
-
-def replaced(path: Path, tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """The bytes of the ONNX file `path` with the initializers in `tensors` holding these values instead; shapes may differ.
-
-    Raises:
-        BundleError: an initializer is not there, or has a dtype that NumPy and ONNX do not share.
-    """
-    initializers = read(path).initializers
-    missing = tensors.keys() - initializers.keys()
-    if missing:
-        raise BundleError(f"{path}: has no initializer {min(missing)!r}: the adapter was made for another model")
-    data = path.read_bytes()
-    start, end = next((a, b) for number, wire, a, b in _Reader(data).fields(0, len(data)) if number == 7 and wire == 2)
-    pieces: list[bytes] = []
-    at = start
-    for name in sorted(tensors, key=lambda name: initializers[name].span):
-        first, last = initializers[name].span
-        pieces += [data[at:first], encode_field(5, _encoded(name, tensors[name]))]
-        at = last
-    body = b"".join([*pieces, data[at:end]])
-    header = 1 + len(encode_varint(end - start))
-    return b"".join([data[: start - header], encode_field(7, body), data[end:]])
-
-
-def _encoded(name: str, array: NDArray[Any]) -> bytes:
-    kind = next((number for number, (dtype, _) in _DTYPES.items() if dtype == array.dtype.name), None)
-    if kind is None:
-        raise BundleError(f"initializer {name!r}: no ONNX dtype is called {array.dtype}: give float32, float16 or an integer")
-    dims = b"".join(b"\x08" + encode_varint(size) for size in array.shape)
-    return dims + b"\x10" + encode_varint(kind) + encode_field(8, name.encode()) + encode_field(9, np.asarray(array, order="C").tobytes())

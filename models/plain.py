@@ -166,7 +166,7 @@ def _latent(vae: _Json, decoder: Graph, *, large: bool) -> Latent:
 
 
 def _noise(scheduler: _Json, folder: Path) -> Noise:
-    return noise_config.read(scheduler, str(folder / "scheduler" / noise_config.FILE_NAME)).noise
+    return noise_config.from_scheduler_config(scheduler, str(folder / "scheduler" / noise_config.FILE_NAME)).noise
 
 
 def _tokenizer(folder: Path, name: str, encoder: Graph) -> Tokenizer:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError, ResourceError
-from .onnx_file import looks_like
+from .file_kind import looks_like
 
 Array = NDArray[Any]
 
@@ -238,7 +238,8 @@ def float8_to_float32(bits: NDArray[np.uint8], exponent_bits: int) -> NDArray[np
     fraction_bits, bias = 7 - exponent_bits, 2 ** (exponent_bits - 1) - 1
     code = np.arange(128)
     exponent, fraction = code >> fraction_bits, (code & (2**fraction_bits - 1)) / 2**fraction_bits
-    value: NDArray[np.float64] = np.where(exponent == 0, np.ldexp(fraction, 1 - bias), np.ldexp(1 + fraction, exponent - bias))
+    significand: NDArray[np.float64] = fraction + (exponent > 0)
+    value: NDArray[np.float64] = np.ldexp(significand, np.maximum(exponent, 1) - bias)
     if exponent_bits == 5:
         value[0x7C], value[0x7D:] = np.inf, np.nan
     else:

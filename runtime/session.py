@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models import onnx_file
+from ..models import onnx_file, onnx_weights
 from ..models.errors import BundleError, ProviderError
 from ..models.manifest import Tensor
 from . import graph_cache
@@ -248,7 +248,7 @@ def _with_weights(ort: Any, graph: Path, settings: Any, weights: Mapping[str, Ar
     if not inside:
         return str(graph), outside
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
-    return onnx_file.replaced(graph, inside), outside
+    return onnx_weights.replaced(graph, inside), outside
 
 
 def _need_fixed_shapes(graph: Path, provider: Provider, dimensions: Mapping[str, int]) -> None:
