@@ -1,17 +1,16 @@
 """Reading diffusers' `scheduler_config.json`: how the model was trained to see noise, and which sampler draws from it.
 
-`read` understands every class of `CLASSES`, whose samplers `runtime.samplers` has under the same names. What these classes
+`from_scheduler_config` understands every class of `CLASSES`, whose samplers `runtime.samplers` has under the same names. What these classes
 can do and the samplers here do not is refused with the key that asks for it; `clip_sample` is passed over, as diffusers'
 Stable Diffusion pipelines do.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -43,14 +42,13 @@ class _Class:
     """The sampler of a class, and the defaults of its keys where they are not the usual ones."""
 
     sampler: str
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
+    beta_ends: tuple[float, float] = (0.0001, 0.02)
     spacing: Spacing = "linspace"
     betas: BetaSchedule = "linear"
     final: Final = "zero"
 
 
-_K_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_SD = (0.00085, 0.012)
 
 CLASSES: Mapping[str, _Class] = MappingProxyType(
     {
@@ -58,19 +56,19 @@ CLASSES: Mapping[str, _Class] = MappingProxyType(
         "DDPMScheduler": _Class("ddpm", spacing="leading"),
         "DEISMultistepScheduler": _Class("deis", final="sigma_min"),
         "DPMSolverMultistepScheduler": _Class("dpm++2m"),
-        "DPMSolverSDEScheduler": _Class("dpm++sde", **_K_BETAS),
+        "DPMSolverSDEScheduler": _Class("dpm++sde", beta_ends=_SD),
         "DPMSolverSinglestepScheduler": _Class("dpm++2s"),
         "EulerAncestralDiscreteScheduler": _Class("euler_a"),
         "EulerDiscreteScheduler": _Class("euler"),
         "FlowMatchEulerDiscreteScheduler": _Class("euler_flow"),
-        "HeunDiscreteScheduler": _Class("heun", **_K_BETAS),
+        "HeunDiscreteScheduler": _Class("heun", beta_ends=_SD),
         "IPNDMScheduler": _Class("ipndm"),
-        "KDPM2AncestralDiscreteScheduler": _Class("dpm2_a", **_K_BETAS),
-        "KDPM2DiscreteScheduler": _Class("dpm2", **_K_BETAS),
-        "LCMScheduler": _Class("lcm", spacing="leading", betas="scaled_linear", **_K_BETAS),
+        "KDPM2AncestralDiscreteScheduler": _Class("dpm2_a", beta_ends=_SD),
+        "KDPM2DiscreteScheduler": _Class("dpm2", beta_ends=_SD),
+        "LCMScheduler": _Class("lcm", spacing="leading", betas="scaled_linear", beta_ends=_SD),
         "LMSDiscreteScheduler": _Class("lms"),
         "PNDMScheduler": _Class("pndm", spacing="leading", final="sigma_min"),
-        "TCDScheduler": _Class("tcd", spacing="leading", betas="scaled_linear", final="sigma_min", **_K_BETAS),
+        "TCDScheduler": _Class("tcd", spacing="leading", betas="scaled_linear", final="sigma_min", beta_ends=_SD),
         "UniPCMultistepScheduler": _Class("unipc"),
     }
 )
@@ -123,7 +121,7 @@ _REFUSED = {
 }
 
 
-def read(config: Mapping[str, object], where: str = FILE_NAME) -> SchedulerConfig:
+def from_scheduler_config(config: Mapping[str, object], where: str = FILE_NAME) -> SchedulerConfig:
     """What `config`, a parsed scheduler_config.json, says.
 
     Raises:
@@ -142,28 +140,10 @@ def read(config: Mapping[str, object], where: str = FILE_NAME) -> SchedulerConfi
     noise = _noise(own, known, where)
     if known.use_flow_sigmas and noise.prediction != "flow":
         raise BundleError(f"{where}: use_flow_sigmas is for flow-matching models: expected prediction_type flow_prediction beside it")
-    for key, value, usual in (
-        ("interpolation_type", known.interpolation_type, "linear"),
-        ("timestep_type", known.timestep_type, "discrete"),
-    ):
-        _one_of(key, value or usual, (usual,), where)
+    _one_of("interpolation_type", known.interpolation_type or "linear", ("linear",), where)
+    _one_of("timestep_type", known.timestep_type or "discrete", ("discrete",), where)
     sampler, options = _solver(own.sampler, known, where)
     return SchedulerConfig(noise, sampler, _schedule(known), _final(own, known, where), MappingProxyType(options))
-
-
-def read_json(data: bytes, where: str = FILE_NAME) -> SchedulerConfig:
-    """`read` of the bytes of a file.
-
-    Raises:
-        BundleError: as `read`, or not a JSON object.
-    """
-    try:
-        config = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where}: {error}: expected a JSON object as diffusers writes it") from error
-    if not isinstance(config, dict):
-        raise BundleError(f"{where}: expected a JSON object as diffusers writes it")
-    return read(cast("dict[str, Any]", config), where)
 
 
 def _noise(own: _Class, config: _Config, where: str) -> Noise:
@@ -178,8 +158,8 @@ def _noise(own: _Class, config: _Config, where: str) -> Noise:
     noise = Noise(
         prediction="flow" if flow else _one_of("prediction_type", prediction, predictions, where),
         betas=_one_of("beta_schedule", own.betas if config.beta_schedule is None else config.beta_schedule, betas, where),
-        beta_start=own.beta_start if config.beta_start is None else config.beta_start,
-        beta_end=own.beta_end if config.beta_end is None else config.beta_end,
+        beta_start=own.beta_ends[0] if config.beta_start is None else config.beta_start,
+        beta_end=own.beta_ends[1] if config.beta_end is None else config.beta_end,
         train_timesteps=timesteps,
         spacing=_one_of("timestep_spacing", own.spacing if config.timestep_spacing is None else config.timestep_spacing, spacings, where),
         steps_offset=config.steps_offset or 0,
@@ -187,9 +167,8 @@ def _noise(own: _Class, config: _Config, where: str) -> Noise:
         flow_shift=next((shift for shift in (config.shift, config.flow_shift) if shift is not None), 1.0),
     )
     if not (0.0 < noise.beta_start <= noise.beta_end < 1.0 and 0.0 < noise.flow_shift < 1e6):
-        raise BundleError(
-            f"{where}: betas from {noise.beta_start} to {noise.beta_end}, shift {noise.flow_shift}: expected 0 < beta_start <= beta_end < 1 and a shift > 0"
-        )
+        what = f"betas from {noise.beta_start} to {noise.beta_end}, shift {noise.flow_shift}"
+        raise BundleError(f"{where}: {what}: expected 0 < beta_start <= beta_end < 1 and a shift above 0")
     return noise
 
 
@@ -223,18 +202,14 @@ def _solver(sampler: str, config: _Config, where: str) -> tuple[str, dict[str, f
     if config.predict_x0 is False:
         raise BundleError(f"{where}: predict_x0 is false, but UniPC is supported with true alone")
     sampler, order = _algorithm(sampler, config, where)
-    options: dict[str, float | str] = {}
-    if order != 2:
-        options["order"] = order
-    if config.solver_type == "heun" and sampler.startswith("dpm++2"):
-        options["solver"] = "heun"
-    if config.solver_type == "bh1" and sampler == "unipc":
-        options["variant"] = "bh1"
-    if config.lower_order_final is False and sampler in {"dpm++2m", "dpm++2m_sde", "deis", "unipc"}:
-        options["lower_order_final"] = False
-    if config.euler_at_final and sampler in {"dpm++2m", "dpm++2m_sde"}:
-        options["euler_at_final"] = True
-    return sampler, options
+    wishes: tuple[tuple[str, float | str, bool, set[str]], ...] = (
+        ("order", order, order != 2, {"dpm++2m", "deis", "unipc"}),
+        ("solver", "heun", config.solver_type == "heun", {"dpm++2m", "dpm++2m_sde", "dpm++2s"}),
+        ("variant", "bh1", config.solver_type == "bh1", {"unipc"}),
+        ("lower_order_final", False, config.lower_order_final is False, {"dpm++2m", "dpm++2m_sde", "deis", "unipc"}),
+        ("euler_at_final", True, bool(config.euler_at_final), {"dpm++2m", "dpm++2m_sde"}),
+    )
+    return sampler, {name: value for name, value, wished, samplers in wishes if wished and sampler in samplers}
 
 
 def _algorithm(sampler: str, config: _Config, where: str) -> tuple[str, int]:

@@ -80,7 +80,7 @@ def unet(session: Unet, noise: Noise) -> Predict:
         ready |= {name: np.broadcast_to(value, (len(x), *value.shape[1:])) for name, value in feeds.items() if name != EXTRA_CHANNELS}
         if ready.keys() != expected.keys():
             raise BundleError(f"U-Net: the graph takes {_listed(expected)}, but the prompt gives {_listed(ready)}: export the model again")
-        cast = {name: np.ascontiguousarray(_whole(value, expected[name]), dtype=expected[name]) for name, value in ready.items()}
+        cast = {name: np.asarray(_whole(value, expected[name]), dtype=expected[name], order="C") for name, value in ready.items()}
         return np.asarray(session.run(cast)["out_sample"], dtype=np.float32)
 
     return predict

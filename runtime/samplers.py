@@ -192,11 +192,12 @@ def start_scale(sampler: Sampler, noise: Noise, sigma: float) -> float:
     """The factor of the unit noise that a picture starts from at `sigma`, as diffusers has it.
 
     k-diffusion starts from `sigma · noise`, training from `sqrt(1 + sigma²) · noise` (0.2 % more at sigma 14.6). Diffusers
-    takes the latter for samplers of the alpha-bar world, and for Euler and its kin when the model's spacing is leading.
+    takes the latter for samplers of the alpha-bar world, and for Euler and its kin when the model's spacing is leading; flow
+    models start from nothing but noise, (1 + sigma) here.
     """
-    if noise.prediction != "flow" and (sampler.unit_variance or noise.spacing == "leading"):
-        return math.sqrt(1.0 + sigma * sigma)
-    return sigma
+    if noise.prediction == "flow":
+        return 1.0 + sigma
+    return math.sqrt(1.0 + sigma * sigma) if sampler.unit_variance or noise.spacing == "leading" else sigma
 
 
 def options_for(sampler: Sampler, options: dict[str, object]) -> dict[str, object]:

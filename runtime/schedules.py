@@ -133,7 +133,7 @@ def _flow(noise: Noise, steps: int, grid: Grid) -> Levels:
     """Even steps in s, then the shift of Esser et al. 2024 (arXiv:2403.03206, section 5.3.2).
 
     The lower end is shifted twice, as FlowMatchEulerDiscreteScheduler does. `spare` lays them as the flow mode of
-    diffusers' multistep solvers: without a second shift, the bottom left out.
+    diffusers' DPM++: without a second shift, the bottom left out (its UniPC cuts the same range a little differently).
     """
     if noise.prediction != "flow":
         raise RequestError("schedule 'flow' is for flow-matching models, and this is none: choose model, karras or another")
@@ -146,8 +146,7 @@ def _flow(noise: Noise, steps: int, grid: Grid) -> Levels:
 def _karras(noise: Noise, steps: int, grid: Grid) -> Levels:  # noqa: ARG001  (all schedules have one signature)
     """Karras et al. 2022, equation 5, rho = 7."""
     low, high = _bounds(noise)
-    roots: Levels = np.linspace(high ** (1 / 7), low ** (1 / 7), steps)
-    return roots**7
+    return np.linspace(math.pow(high, 1 / 7), math.pow(low, 1 / 7), steps) ** 7
 
 
 def _exponential(noise: Noise, steps: int, grid: Grid) -> Levels:  # noqa: ARG001  (all schedules have one signature)
