@@ -1,0 +1,284 @@
+"""The parts of a pipeline as modules that can be traced: what goes in and out, under which names, with which weights.
+
+Modules are built without memory for weights: each parameter is one zero, expanded to the parameter's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from ..models.errors import BundleError
+from ..models.families import Config
+from .source import Source, Weights
+
+Feeds = dict[str, NDArray[Any]]
+SKIPPED_LAYERS = 11
+"""CLIP skip goes back to this many layers before the last, as the interfaces that people know do."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph; a dimension given by a name is free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the pipeline, ready to be traced."""
+
+    name: str
+    module: nn.Module
+    prefix: str
+    """What the module's parameter names have before the name in `weights`."""
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    weights: Weights
+    config: Config
+    vocabulary: int = 0
+    """Token ids lie below this; for text encoders."""
+    conditional: bool = True
+    """Names with the same place on disk may differ: kept for reports."""
+
+
+def build(source: Source, name: str) -> Component:
+    """The component `name` of `source`: a text encoder, `unet`, `vae_encoder` or `vae_decoder`.
+
+    Raises:
+        BundleError: weights are missing, too many, or of another shape than the config says.
+    """
+    if name.startswith("text_encoder"):
+        return _text_encoder(source, name)
+    return {"unet": _unet, "vae_encoder": _vae_encoder, "vae_decoder": _vae_decoder}[name](source)
+
+
+class TextEncoder(nn.Module):
+    """A CLIP text encoder with the hidden states that CLIP skip and SDXL want."""
+
+    def __init__(self, model: CLIPTextModel, projection: nn.Linear | None, raw: bool) -> None:
+        super().__init__()
+        self.text_model = model
+        if projection is not None:
+            self.text_projection = projection
+        self.raw = raw
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """input_ids (batch, tokens) int64 → last hidden state, pooled (projected if there is a projection), earlier hidden states."""
+        model = self.text_model
+        x = model.embeddings.token_embedding(input_ids) + model.embeddings.position_embedding.weight[: input_ids.shape[1]]
+        states: list[Tensor] = []
+        for layer in model.encoder.layers:
+            states.append(x)
+            x = layer(x, None, is_causal=True)
+        last = model.final_layer_norm(x)
+        # Before transformers 4.30 configs said 2 whatever the vocabulary; the end token is then the largest id.
+        end = input_ids if model.config.eos_token_id == 2 else (input_ids == model.config.eos_token_id).to(torch.int32)
+        place = end.to(torch.int32).argmax(dim=-1)[:, None, None].expand(-1, 1, last.shape[2])
+        pooled = torch.gather(last, 1, place)[:, 0]
+        if hasattr(self, "text_projection"):
+            pooled = self.text_projection(pooled)
+        kept = [states[k] if self.raw else model.final_layer_norm(states[k]) for k in hidden_states(len(states))]
+        return last, pooled, *kept
+
+
+def hidden_states(layers: int) -> range:
+    """Indices of the hidden states given beside the last: layers - 1, layers - 2, … (0 would be the embeddings)."""
+    return range(layers - 1, max(0, layers - 1 - SKIPPED_LAYERS), -1)
+
+
+def _text_encoder(source: Source, name: str) -> Component:
+    config = CLIPTextConfig(**{k: v for k, v in source.configs[name].items() if k not in {"torch_dtype", "dtype", "transformers_version"}})
+    config._attn_implementation = "sdpa"  # noqa: SLF001  # there is no public way to choose it without loading
+    raw, projected = source.family.raw_hidden_states, name == "text_encoder_2"
+    with torch.device("meta"):
+        whole = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+        model = whole.text_model if isinstance(whole, CLIPTextModelWithProjection) else whole
+        module = TextEncoder(model, whole.text_projection if isinstance(whole, CLIPTextModelWithProjection) else None, raw)
+    width, layers = config.hidden_size, config.num_hidden_layers
+    label = "hidden_states" if raw else "normed_hidden_states"
+    tokens: tuple[int | str, ...] = ("batch_size", "sequence_length", width)
+    outputs = [Port("last_hidden_state", "float32", tokens)]
+    outputs.append(
+        Port("text_embeds", "float32", ("batch_size", config.projection_dim))
+        if projected
+        else Port("pooler_output", "float32", ("batch_size", width))
+    )
+    outputs += [Port(f"{label}.{k}", "float32", tokens) for k in hidden_states(layers)]
+    found = source.weights(name)
+    # transformers 5 names the tensors of CLIPTextModel without the level that older files (and every LoRA) have.
+    names = {key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": key for key in found.shapes}
+    ports = (Port("input_ids", "int64", ("batch_size", "sequence_length")),)
+    return _component(source, name, module, "", ports, tuple(outputs), found.renamed(names), config.to_dict(), vocabulary=config.vocab_size)
+
+
+class UNet(nn.Module):
+    """A U-Net whose additional inputs are arguments of their own."""
+
+    def __init__(self, model: UNet2DConditionModel, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *more: Tensor) -> Tensor:
+        """The prediction for `sample` (batch, channels, height, width) at `timestep` (batch)."""
+        given = dict(zip(self.names, more, strict=True))
+        condition = given.pop("timestep_cond", None)
+        return self.model(
+            sample, timestep, encoder_hidden_states, timestep_cond=condition, added_cond_kwargs=given or None, return_dict=False
+        )[0]
+
+
+def _unet(source: Source) -> Component:
+    config = source.configs["unet"]
+    with torch.device("meta"):
+        model: Any = UNet2DConditionModel.from_config(dict(config))
+    inputs = [
+        Port("sample", "float32", ("batch_size", int(config["in_channels"]), "height", "width")),
+        Port("timestep", "float32", ("batch_size",)),
+        Port("encoder_hidden_states", "float32", ("batch_size", "sequence_length", int(config["cross_attention_dim"]))),
+    ]
+    if config.get("time_cond_proj_dim"):
+        inputs.append(Port("timestep_cond", "float32", ("batch_size", int(config["time_cond_proj_dim"]))))
+    if config.get("addition_embed_type") == "text_time":
+        pooled = int(source.configs["text_encoder_2"].get("projection_dim", 512))
+        ids = (int(config["projection_class_embeddings_input_dim"]) - pooled) // int(config["addition_time_embed_dim"])
+        inputs += [Port("text_embeds", "float32", ("batch_size", pooled)), Port("time_ids", "float32", ("batch_size", ids))]
+    module = UNet(model, tuple(port.name for port in inputs[3:]))
+    outputs = (Port("out_sample", "float32", ("batch_size", int(config["out_channels"]), "height", "width")),)
+    return _component(source, "unet", module, "model.", tuple(inputs), outputs, source.weights("unet"), config)
+
+
+class Encoder(nn.Module):
+    """Picture to the mean and log-variance of its latent."""
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = model.encoder, model.quant_conv
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """(batch, 3, height, width) in [-1, 1] → (batch, 2 × latent channels, height / factor, width / factor)."""
+        x = self.encoder(sample)
+        return x if self.quant_conv is None else self.quant_conv(x)
+
+
+class Decoder(nn.Module):
+    """Latent to picture."""
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        super().__init__()
+        self.decoder, self.post_quant_conv = model.decoder, model.post_quant_conv
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        """(batch, latent channels, height, width), unscaled → (batch, 3, height × factor, width × factor) about [-1, 1]."""
+        x = latent_sample if self.post_quant_conv is None else self.post_quant_conv(latent_sample)
+        return self.decoder(x)
+
+
+def _vae(source: Source) -> tuple[Any, Weights, Config]:
+    config = source.configs["vae"]
+    with torch.device("meta"):
+        model: Any = AutoencoderKL.from_config(dict(config))
+    found = source.weights("vae")
+    return model, found.renamed({_current_attention(key): key for key in found.shapes}), config
+
+
+def _current_attention(key: str) -> str:
+    """Attention of the autoencoder under the names that diffusers has since 0.17."""
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        key = key.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return key
+
+
+def _vae_encoder(source: Source) -> Component:
+    model, weights, config = _vae(source)
+    weights = weights.renamed({key: key for key in weights.shapes if key.startswith(("encoder.", "quant_conv."))})
+    inputs = (Port("sample", "float32", ("batch_size", int(config["in_channels"]), "height", "width")),)
+    latent: tuple[int | str, ...] = ("batch_size", 2 * int(config["latent_channels"]), "latent_height", "latent_width")
+    return _component(source, "vae_encoder", Encoder(model), "", inputs, (Port("latent_parameters", "float32", latent),), weights, config)
+
+
+def _vae_decoder(source: Source) -> Component:
+    model, weights, config = _vae(source)
+    weights = weights.renamed({key: key for key in weights.shapes if key.startswith(("decoder.", "post_quant_conv."))})
+    inputs = (Port("latent_sample", "float32", ("batch_size", int(config["latent_channels"]), "height", "width")),)
+    picture: tuple[int | str, ...] = ("batch_size", int(config["out_channels"]), "image_height", "image_width")
+    return _component(source, "vae_decoder", Decoder(model), "", inputs, (Port("sample", "float32", picture),), weights, config)
+
+
+def _component(
+    source: Source,
+    name: str,
+    module: nn.Module,
+    prefix: str,
+    inputs: tuple[Port, ...],
+    outputs: tuple[Port, ...],
+    weights: Weights,
+    config: Config,
+    vocabulary: int = 0,
+) -> Component:
+    expected = {key.removeprefix(prefix): tuple(value.shape) for key, value in module.state_dict().items()}
+    ignored = {key for key in weights.shapes if key.endswith("position_ids")}
+    missing, extra = expected.keys() - weights.shapes.keys(), weights.shapes.keys() - expected.keys() - ignored
+    if missing or extra:
+        what = f"lack {sorted(missing)[0]!r}" if missing else f"have {sorted(extra)[0]!r}, which the config knows nothing of"
+        raise BundleError(
+            f"{source.folder}: the weights of {name} {what} ({len(missing)} missing, {len(extra)} unknown): config and weights do not belong together"
+        )
+    readers = dict(weights.readers)
+    for key, shape in expected.items():
+        if weights.shapes[key] != shape:
+            if np.prod(weights.shapes[key]) != np.prod(shape):
+                raise BundleError(f"{source.folder}: {name}: {key} is {weights.shapes[key]}, the config says {shape}")
+            readers[key] = _reshaped(weights.readers[key], shape)  # 1×1 convolutions stored for linear layers, and the reverse
+    module.load_state_dict({key: torch.zeros(()).expand(value.shape) for key, value in module.state_dict().items()}, assign=True)
+    module.eval().requires_grad_(requires_grad=False)
+    return Component(name, module, prefix, inputs, outputs, Weights(expected, {key: readers[key] for key in expected}), config, vocabulary)
+
+
+def _reshaped(read: Callable[[], NDArray[np.float32]], shape: tuple[int, ...]) -> Callable[[], NDArray[np.float32]]:
+    return lambda: read().reshape(shape)
+
+
+def load(component: Component) -> None:
+    """Fills the module with its weights, in float32: the reference that exported graphs are compared with."""
+    state = {component.prefix + key: torch.from_numpy(component.weights.read(key)) for key in component.weights.shapes}
+    component.module.load_state_dict(state, assign=True)
+    component.module.requires_grad_(requires_grad=False)
+
+
+def run(component: Component, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """What torch gives for `feeds`, by output name. `load` comes first."""
+    with torch.inference_mode():
+        values: Any = component.module(*(torch.from_numpy(feeds[port.name]) for port in component.inputs))
+    values = values if isinstance(values, tuple) else (values,)
+    return {port.name: value.numpy() for port, value in zip(component.outputs, values, strict=True)}
+
+
+def examples(component: Component, size: tuple[int, int], batch: int, tokens: int, timestep: float, seed: int) -> Feeds:
+    """Random inputs of `component`: `size` is (height, width) of its picture or latent; noise of standard deviation 1."""
+    rng = np.random.default_rng(seed)
+    free = {"batch_size": batch, "height": size[0], "width": size[1], "sequence_length": tokens}
+    feeds: Feeds = {}
+    for port in component.inputs:
+        shape = tuple(free[dim] if isinstance(dim, str) else dim for dim in port.shape)
+        if port.dtype == "int64":
+            feeds[port.name] = rng.integers(0, component.vocabulary, shape)
+        elif port.name == "timestep":
+            feeds[port.name] = np.full(shape, timestep, np.float32)
+        elif port.name == "time_ids":
+            feeds[port.name] = rng.choice(np.float32([0, 512, 768, 1024]), shape)
+        elif component.name == "vae_encoder":
+            feeds[port.name] = rng.uniform(-1, 1, shape).astype(np.float32)
+        else:
+            feeds[port.name] = rng.standard_normal(shape, np.float32)
+    return feeds

@@ -1,0 +1,87 @@
+"""The gate: an exported component is compared with torch in float32, and published only if it agrees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.errors import NumericalError
+from ..models.manifest import Precision
+from .components import Component, Feeds, examples, run
+
+BARS: Mapping[Precision, float] = MappingProxyType({"fp32": 100.0, "fp16": 45.0, "int8": 24.0, "int4": 18.0})
+"""The signal-to-noise ratio in dB that a component of each precision has to reach."""
+PERFECT = 200.0
+"""What equal arrays get, since JSON has no infinity."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a component compares with torch."""
+
+    db: float
+    """The worst of all outputs and inputs."""
+    outputs: Mapping[str, float]
+    """The worst for each output."""
+
+
+def snr(reference: NDArray[Any], other: NDArray[Any]) -> float:
+    """10·log10(|reference|² / |reference - other|²) in dB; NaN anywhere in `other` gives -PERFECT."""
+    if reference.shape != other.shape or not np.isfinite(other).all():
+        return -PERFECT
+    signal = float(np.sum(np.square(reference, dtype=np.float64)))
+    noise = float(np.sum(np.square(reference.astype(np.float64) - other.astype(np.float64))))
+    if noise == 0.0:
+        return PERFECT
+    return max(-PERFECT, min(PERFECT, 10.0 * math.log10(max(signal, 1e-300) / noise)))
+
+
+def cases(component: Component) -> list[Feeds]:
+    """Inputs of several sizes, batches and, for the U-Net, timesteps."""
+    tokens = int(component.config.get("max_position_embeddings", 16))
+    if component.name.startswith("text_encoder"):
+        return [examples(component, (0, 0), batch, tokens, 0.0, seed=batch) for batch in (1, 2)]
+    if component.name == "vae_encoder":
+        return [examples(component, size, 1, 0, 0.0, seed=1) for size in ((64, 64), (64, 96))]
+    if component.name == "vae_decoder":
+        return [examples(component, size, 1, 0, 0.0, seed=1) for size in ((8, 8), (12, 17))]
+    settings = ((1, (16, 16), 999.0), (2, (16, 16), 500.0), (1, (19, 13), 250.0), (1, (16, 24), 1.0))
+    return [examples(component, size, batch, 16, step, seed=int(step)) for batch, size, step in settings]
+
+
+def references(component: Component, feeds: Iterable[Feeds]) -> list[dict[str, NDArray[np.float32]]]:
+    """What torch gives for each of `feeds`; the component is loaded."""
+    return [run(component, feed) for feed in feeds]
+
+
+def compare(session: Any, feeds: Iterable[Feeds], expected: Iterable[Mapping[str, NDArray[Any]]]) -> Parity:
+    """How the outputs of `session` (something with `run(feeds)`) compare with the expected ones."""
+    worst: dict[str, float] = {}
+    for feed, wanted in zip(feeds, expected, strict=True):
+        got = session.run(feed)
+        for name, value in wanted.items():
+            worst[name] = min(worst.get(name, PERFECT), snr(value, got[name]))
+    return Parity(round(min(worst.values()), 2), {name: round(value, 2) for name, value in worst.items()})
+
+
+def require(name: str, precision: Precision, parity: Parity, bar: float, worst_layers: Iterable[str] = ()) -> None:
+    """Lets `name` pass, or not.
+
+    Raises:
+        NumericalError: below the bar; the message has the worst outputs and layers.
+    """
+    if parity.db >= bar:
+        return
+    output = min(parity.outputs, key=lambda key: parity.outputs[key])
+    layers = ", ".join(worst_layers)
+    raise NumericalError(
+        f"{name} in {precision}: {parity.db:.1f} dB against torch (worst output {output}), expected at least {bar:.0f} dB: not published"
+        + (f"; the layers that cost most: {layers}" if layers else "")
+        + ("" if precision == "fp32" else "; use a higher --precision for it, or prompts closer to what it draws with --prompts")
+    )

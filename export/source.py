@@ -1,0 +1,201 @@
+"""Where weights come from: a diffusers folder, read without trusting it.
+
+Weights are read from safetensors only, one tensor at a time; class names are compared with a list and never imported
+by name; code in a model's folder is never run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from ..models import families
+from ..models.errors import BundleError
+
+Array = NDArray[np.float32]
+ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+    }
+)
+"""Classes of the components that are exported."""
+_STEMS = ("diffusion_pytorch_model", "model")
+_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
+_DTYPES: Mapping[str, str] = MappingProxyType({"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"})
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Named tensors on disk, read one by one as float32."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    readers: Mapping[str, Callable[[], Array]]
+
+    def read(self, name: str) -> Array:
+        """The tensor as float32, in memory of its own."""
+        return self.readers[name]()
+
+    def renamed(self, names: Mapping[str, str]) -> Weights:
+        """The same tensors as `{new: old}`; what is not named is left out."""
+        return Weights({new: self.shapes[old] for new, old in names.items()}, {new: self.readers[old] for new, old in names.items()})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as its authors ship it."""
+
+    name: str
+    folder: Path
+    family: families.Family
+    configs: Mapping[str, families.Config]
+    """`unet`, `vae`, `text_encoder`, `text_encoder_2`, `scheduler`: each one's config."""
+    weights: Callable[[str], Weights]
+    """The tensors of `unet`, `vae`, `text_encoder` or `text_encoder_2`."""
+    overrides: families.Config
+    """`diffusette.json` of the folder: defaults that its author wants."""
+    licence: str = "unknown"
+    revision: str | None = None
+
+    @property
+    def downscale(self) -> int:
+        """Pixels along one side of a latent pixel."""
+        return 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+
+
+def open_folder(folder: Path) -> Source:
+    """The diffusers folder at `folder`.
+
+    Raises:
+        BundleError: no such folder, a class outside `ALLOWED`, weights that are a pickle, a config that cannot be read.
+    """
+    index = read_json(folder / "model_index.json")
+    components = {name: (value[0], value[1]) for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    for name, classes in ALLOWED.items():
+        found = components.get(name, (None, None))[1]
+        if found is not None and found not in classes:
+            raise BundleError(
+                f"{folder / 'model_index.json'}: {name} is a {found!r}, expected {' or '.join(classes)}: this architecture is not supported"
+            )
+    missing = [name for name in ("unet", "vae", "scheduler") if components.get(name, (None, None))[1] is None]
+    if missing:
+        raise BundleError(f"{folder / 'model_index.json'}: no {' and no '.join(missing)}: expected a Stable Diffusion pipeline")
+    unet, vae = read_json(folder / "unet/config.json"), read_json(folder / "vae/config.json")
+    family = families.detect(str(index.get("_class_name")), components, unet, int(vae.get("latent_channels", 4)))
+    configs = {"unet": unet, "vae": vae, "scheduler": read_json(folder / "scheduler/scheduler_config.json")}
+    for name in family.text_encoders:
+        configs[name] = read_json(folder / name / "config.json")
+    overrides = read_json(folder / "diffusette.json") if (folder / "diffusette.json").exists() else {}
+    return Source(
+        name=str(index.get("_name_or_path") or folder.resolve().name),
+        folder=folder,
+        family=family,
+        configs=MappingProxyType(configs),
+        weights=lambda name: open_weights(folder / name),
+        overrides=overrides,
+        licence=licence_of(folder),
+    )
+
+
+def open_weights(folder: Path) -> Weights:
+    """The safetensors files in `folder`, by their index where they are sharded.
+
+    Raises:
+        BundleError: none, or only pickles; a damaged file; a dtype that holds no weights.
+    """
+    paths = _weight_files(folder)
+    readers: dict[str, Callable[[], Array]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        with opened(path) as file:
+            for name in file.keys():  # noqa: SIM118  # it is no mapping
+                part = file.get_slice(name)
+                if part.get_dtype() not in _DTYPES:
+                    raise BundleError(
+                        f"{path}: {name} is {part.get_dtype()}, expected one of {', '.join(_DTYPES)}: give the unquantized weights"
+                    )
+                readers[name], shapes[name] = partial(_read, path, name), tuple(part.get_shape())
+    return Weights(shapes, readers)
+
+
+def _read(path: Path, name: str) -> Array:
+    with opened(path) as file:
+        return np.array(file.get_tensor(name), dtype=np.float32)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for stem in _STEMS:
+        for variant in ("", ".fp16"):
+            whole, sharded = folder / f"{stem}{variant}.safetensors", folder / f"{stem}.safetensors.index{variant}.json"
+            if whole.is_file():
+                return [whole]
+            if sharded.is_file():
+                names = sorted(set(read_json(sharded).get("weight_map", {}).values()))
+                bad = [name for name in names if Path(str(name)).name != name or not str(name).endswith(".safetensors")]
+                if bad:
+                    raise BundleError(f"{sharded}: {bad[0]!r} is not a safetensors file beside it: refused")
+                return [folder / name for name in names]
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise BundleError(f"{folder / pickles[0]} is a pickle, which can run code; expected .safetensors: convert it in a sandbox first")
+    raise BundleError(f"{folder}: no weights; expected {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The safetensors file at `path`; what is wrong with it comes as BundleError."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path}: not a readable safetensors file ({error}): fetch it again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of at most 16 MB.
+
+    Raises:
+        BundleError: missing, too large, or not a JSON object.
+    """
+    try:
+        if path.stat().st_size > 16_000_000:
+            raise BundleError(f"{path}: {path.stat().st_size} bytes is no config; expected a small JSON file")
+        value: Any = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise BundleError(
+            f"{path}: cannot be read ({error.strerror}): expected a diffusers folder, with model_index.json at its top"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not JSON ({error}): fetch it again") from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def licence_of(folder: Path) -> str:
+    """What the model card's front matter says after `license:`, or "unknown"."""
+    try:
+        lines = (folder / "README.md").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return "unknown"
+    if not lines or lines[0].strip() != "---":
+        return "unknown"
+    for line in lines[1:]:
+        key, _, value = line.partition(":")
+        if line.strip() == "---":
+            break
+        if key == "license" and value.strip():
+            return value.strip().strip("\"'")
+    return "unknown"

@@ -1,0 +1,66 @@
+"""CLIP tokenizers into a bundle: always as `vocab.json` and `merges.txt`, whatever the source has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..models.errors import BundleError
+from ..models.manifest import Tokenizer
+from .source import read_json
+
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def convert(source: Path, destination: Path, positions: int) -> Tokenizer:
+    """Writes the tokenizer of the folder `source` into `destination`; `positions` is what the text encoder can take.
+
+    transformers 5 saves `tokenizer.json` only; older ones vocabulary and merges. The runtime reads the latter.
+
+    Raises:
+        BundleError: no tokenizer, or not CLIP's byte-pair kind, or its padding token is unknown.
+    """
+    vocabulary, merges = _read(source)
+    settings = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").exists() else {}
+    mapped = read_json(source / "special_tokens_map.json") if (source / "special_tokens_map.json").exists() else {}
+    special = {key: _text(settings.get(key) or mapped.get(key)) or "<|endoftext|>" for key in SPECIAL}
+    if not _text(settings.get("bos_token") or mapped.get("bos_token")):
+        special["bos_token"] = "<|startoftext|>"
+    for key, token in special.items():
+        if token not in vocabulary:
+            raise BundleError(f"{source}: {key} {token!r} is not in the vocabulary: expected CLIP's tokenizer")
+    wanted = settings.get("model_max_length")
+    length = min(int(wanted), positions) if isinstance(wanted, int | float) and wanted > 2 else positions
+    destination.mkdir(parents=True, exist_ok=True)
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, **special}
+    for name, value in (("vocab.json", vocabulary), ("tokenizer_config.json", config), ("special_tokens_map.json", special)):
+        (destination / name).write_text(
+            json.dumps(value, ensure_ascii=False, indent=None if name == "vocab.json" else 2), "utf-8", newline="\n"
+        )
+    (destination / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{pair}\n" for pair in merges), "utf-8", newline="\n")
+    return Tokenizer(folder=destination.name, length=length, pad=vocabulary[special["pad_token"]])
+
+
+def _read(source: Path) -> tuple[dict[str, int], list[str]]:
+    """The vocabulary and the merges, each merge as two symbols with a space between."""
+    if (source / "vocab.json").exists() and (source / "merges.txt").exists():
+        vocabulary = read_json(source / "vocab.json")
+        lines = (source / "merges.txt").read_text("utf-8").split("\n")
+        return vocabulary, [line for line in lines if line and not line.startswith("#version")]
+    if not (source / "tokenizer.json").exists():
+        raise BundleError(f"{source}: expected vocab.json and merges.txt, or tokenizer.json: the tokenizer is missing")
+    whole = read_json(source / "tokenizer.json")
+    model: Any = whole.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != "</w>":
+        raise BundleError(f"{source / 'tokenizer.json'}: expected CLIP's byte-pair model with the end of words marked by '</w>'")
+    vocabulary: dict[str, int] = {str(token): int(number) for token, number in model["vocab"].items()}
+    for token in whole.get("added_tokens", []):
+        vocabulary.setdefault(str(token["content"]), int(token["id"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    return dict(sorted(vocabulary.items(), key=lambda item: item[1])), merges
+
+
+def _text(token: Any) -> str:
+    """A special token as configs write it: a string, or an object with `content`."""
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")

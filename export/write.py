@@ -1,0 +1,93 @@
+"""Graphs onto disk, one tensor at a time.
+
+Large tensors go into a data file beside the graph, each page-aligned so that it can be memory-mapped; nothing ever
+holds the whole model. The same graph gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..models.manifest import File
+
+GRAPH, DATA = "model.onnx", "model.onnx_data"
+INLINE = 1_000_000
+"""A model with less than this many bytes of weights is one file."""
+SMALL = 1024
+"""Tensors below this many bytes stay in the graph."""
+PAGE, LINE = 4096, 64
+
+
+def save(model: ir.Model, folder: Path) -> dict[str, File]:
+    """Writes `model` as `model.onnx` (and `model.onnx_data`) into `folder`; gives size and hash of each by file name.
+
+    Afterwards the model's large tensors are read from the data file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, File] = {}
+    values = [value for value in model.graph.initializers.values() if value.const_value is not None and value.const_value.nbytes >= SMALL]
+    if sum(value.const_value.nbytes for value in values if value.const_value is not None) >= INLINE:
+        files[DATA] = _write_data(values, folder)
+    model.producer_name, model.producer_version, model.doc_string = "diffusette", "", ""
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    proto.graph.name = "main"
+    for node in proto.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    del proto.metadata_props[:], proto.graph.metadata_props[:]
+    data = proto.SerializeToString(deterministic=True)
+    files[GRAPH] = _write(folder / GRAPH, data)
+    return files
+
+
+def load(folder: Path) -> ir.Model:
+    """The model that `save` wrote into `folder`; large tensors stay on disk."""
+    return ir.load(folder / GRAPH)
+
+
+def _write_data(values: list[ir.Value], folder: Path) -> File:
+    digest, offset = hashlib.sha256(), 0
+    places: list[tuple[ir.Value, int, int]] = []
+    partial = folder / f"{DATA}.partial"
+    with partial.open("wb") as file:
+        for value in values:
+            assert value.const_value is not None
+            data = value.const_value.tobytes()
+            alignment = PAGE if len(data) >= 4 * PAGE else LINE
+            padding = bytes(-offset % alignment)
+            for piece in (padding, data):
+                file.write(piece)
+                digest.update(piece)
+            places.append((value, offset + len(padding), len(data)))
+            offset += len(padding) + len(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / DATA)  # a session may have mapped an older file of this name: never write into it
+    for value, start, length in places:
+        old = value.const_value
+        assert old is not None
+        value.const_value = ir.ExternalTensor(
+            DATA, start, length, old.dtype, shape=ir.Shape(old.shape), name=value.name or "", base_dir=folder
+        )
+    return File(offset, digest.hexdigest())
+
+
+def _write(path: Path, data: bytes) -> File:
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return File(len(data), hashlib.sha256(data).hexdigest())
+
+
+def fingerprint(path: Path) -> File:
+    """Size and SHA-256 of the file at `path`."""
+    with path.open("rb") as file:
+        return File(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
