@@ -10,15 +10,16 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from ..models.errors import NumericalError, RequestError, ResourceError
+from . import exif
 
 Array = NDArray[np.float32]
 How = Literal["resize", "crop", "fill"]
@@ -45,7 +46,6 @@ _BROKEN = (
 )
 """What Pillow's decoders raise on damaged files."""
 
-_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -110,7 +110,7 @@ def fit(image: Image.Image, width: int, height: int, how: How = "resize") -> Ima
     """
     if image.size == (width, height):
         return image
-    with _memory(f"a picture of {width} × {height}"):
+    with _refusals(f"a picture of {width} × {height}"):
         if how == "resize":
             return image.resize((width, height), Image.Resampling.LANCZOS)
         if how == "crop":
@@ -150,23 +150,40 @@ def to_image(array: Array) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
+def read_info(source: Path | bytes, what: str = "picture") -> dict[str, Any]:
+    """What stands in a picture's file beside the pixels: PNG's text chunks by their keys, `exif` and `xmp` as bytes.
+
+    Raises:
+        RequestError: as `read`, but for pixels, which need not be whole.
+    """
+    image, _ = _open(source, what)
+    with suppress(*_BROKEN, MemoryError):
+        image.load()  # PNG may have text behind the pixels
+    texts: dict[str, Any] = getattr(image, "text", {})
+    return {str(key): value for key, value in image.info.items()} | texts
+
+
 def _decode(source: Path | bytes, what: str) -> Image.Image:
     """The first frame, upright, in any 8-bit mode."""
-    name = what if isinstance(source, bytes) else f"{what} {source}"
-    data = source if isinstance(source, bytes) else _bytes(source, name)
-    plugin = _plugin(data, name)
-    with _memory(name):
-        try:
-            _check_size(*_webp_size(data), name)  # WebP's decoder takes memory as soon as it is made
-            image = plugin(io.BytesIO(data))
-            _check_size(*image.size, name)
-            image.load()
-        except _BROKEN as error:
-            raise RequestError(f"{name}: cannot be decoded ({error}): expected a whole PNG, JPEG or WebP file; save it again") from error
+    image, name = _open(source, what)
+    with _refusals(name):
+        image.load()
         image = _upright(image)
         if image.mode.startswith("I"):  # 16-bit grey; Pillow itself would clip what is above 255
             image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
         return image
+
+
+def _open(source: Path | bytes, what: str) -> tuple[Image.Image, str]:
+    """The picture, not yet decoded, and its name for messages."""
+    name = what if isinstance(source, bytes) else f"{what} {source}"
+    data = source if isinstance(source, bytes) else _bytes(source, name)
+    plugin = _plugin(data, name)
+    _check_size(*_webp_size(data), name)  # WebP's decoder takes memory as soon as it is made
+    with _refusals(name):
+        image = plugin(io.BytesIO(data))
+    _check_size(*image.size, name)
+    return image, name
 
 
 def _bytes(path: Path, name: str) -> bytes:
@@ -210,26 +227,16 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_orientation(image.info.get("exif") or b""))
+    turn = _TURNS.get(exif.orientation(image.info.get("exif") or b""))
     return image if turn is None else image.transpose(turn)
 
 
-def _orientation(exif: bytes) -> int:
-    """EXIF's orientation tag, 0 where there is none to be read. Pillow's own reader warns on damaged EXIF, which is no concern here."""
-    body = exif.removeprefix(b"Exif\0\0")
-    order = "<" if body.startswith(b"II") else ">"
-    try:
-        (start,) = struct.unpack_from(f"{order}I", body, 4)
-        (count,) = struct.unpack_from(f"{order}H", body, start)
-        entries = (struct.unpack_from(f"{order}H6xH", body, start + 2 + 12 * index) for index in range(count))
-        return next((value for tag, value in entries if tag == _ORIENTATION), 0)
-    except struct.error:
-        return 0
-
-
 @contextmanager
-def _memory(name: str) -> Generator[None]:
+def _refusals(name: str) -> Generator[None]:
+    """What goes wrong inside becomes one of our errors."""
     try:
         yield
+    except _BROKEN as error:
+        raise RequestError(f"{name}: cannot be decoded ({error}): expected a whole PNG, JPEG or WebP file; save it again") from error
     except MemoryError as error:
         raise ResourceError(f"{name}: memory does not suffice to open it: scale it down") from error

@@ -1,0 +1,178 @@
+"""The record of a picture, and the text about it that AUTOMATIC1111's web UI writes and reads.
+
+```
+prompt, on as many lines as it has
+Negative prompt: likewise
+Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 7, Size: 512x512, Model hash: …, Model: …
+```
+
+In the last line a value with a comma, a colon or a line break is quoted as in JSON. The text is for other tools: a prompt
+with a line "Negative prompt: …" cannot be told from a negative prompt in it. The record can.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+import msgspec
+
+from ..models.errors import RequestError
+from .samplers import SAMPLERS
+from .schedules import SCHEDULES
+
+MAX_RECORD = 1 << 20
+"""Bytes of a record that are read."""
+
+_NEGATIVE = "Negative prompt:"
+_KEY = re.compile(r"\w[\w /-]{0,60}")
+_PLAIN = {
+    "Steps": "steps",
+    "Sampler": "sampler",
+    "Schedule type": "schedule",
+    "CFG scale": "guidance",
+    "Seed": "seed",
+    "Model hash": "model_hash",
+    "Model": "model",
+    "Denoising strength": "strength",
+    "Clip skip": "clip_skip",
+    "RNG": "rng",
+}
+"""Our names of what the web UI calls otherwise."""
+_LABELS = {field: label for label, field in _PLAIN.items()}
+_NUMBERS = {"steps": int, "seed": int, "clip_skip": int, "guidance": float, "strength": float}
+_JSON = json.JSONDecoder()
+
+
+def tool() -> str:
+    """The program's name and version. They stand in the package above, which the runtime does not import."""
+    return f"Diffusette {getattr(sys.modules[__name__.partition('.')[0]], '__version__', '')}".rstrip()
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What it takes to draw a picture again. A field that an older version does not know is passed over."""
+
+    prompt: str
+    negative: str = ""
+    seed: int
+    steps: int
+    guidance: float
+    sampler: str
+    """A name of `samplers.SAMPLERS`."""
+    schedule: str
+    """A name of `schedules.SCHEDULES`."""
+    width: int
+    height: int
+    model: str = ""
+    model_hash: str = ""
+    """SHA-256 in hex, whole."""
+    extra: dict[str, Any] = {}
+    """Other fields of the request by their names, where they are not the default; numbers, text, lists and dictionaries."""
+    version: str = msgspec.field(default_factory=tool)
+    """The program that drew it."""
+
+
+def to_json(record: Record) -> str:
+    """`record` in JSON; the same record gives the same text.
+
+    Raises:
+        RequestError: something in it is no JSON, such as a lone surrogate.
+    """
+    try:
+        return msgspec.json.encode(record, order="deterministic").decode()
+    except (UnicodeError, TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise RequestError(f"metadata: the record cannot be stored ({error}): expected text and numbers; see `prompts.clean`") from error
+
+
+def from_json(data: str | bytes) -> Record | None:
+    """The record in `data`; None if it is none, or a damaged one."""
+    try:
+        return msgspec.json.decode(data, type=Record) if len(data) <= MAX_RECORD else None
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+
+
+def compose(record: Record) -> str:
+    """The web UI's text for `record`."""
+    sampler, schedule = SAMPLERS.get(record.sampler), SCHEDULES.get(record.schedule)
+    values: dict[str, object] = {
+        "Steps": record.steps,
+        "Sampler": sampler.label if sampler else record.sampler,
+        "Schedule type": schedule.label if schedule else record.schedule,
+        "CFG scale": record.guidance,
+        "Seed": record.seed,
+        "Size": f"{record.width}x{record.height}",
+        "Model hash": record.model_hash[:10],
+        "Model": record.model,
+    }
+    for field, value in sorted(record.extra.items()):
+        label = _LABELS.get(field, field.replace("_", " ").capitalize())
+        if isinstance(value, (str, int, float)) and _KEY.fullmatch(label) and label not in values:
+            values[label] = value + 1 if field == "clip_skip" and isinstance(value, int) else value  # the web UI counts from 1
+    values["Version"] = record.version
+    last = ", ".join(f"{label}: {_quoted(value)}" for label, value in values.items() if value != "")
+    negative = f"\n{_NEGATIVE} {record.negative}" if record.negative else ""
+    return f"{record.prompt}{negative}\n{last}".replace("\0", "\ufffd")
+
+
+def parse(text: str) -> dict[str, Any]:
+    """What the web UI's `text` says, by the names of `Record`'s fields; what has no such name is in "extra".
+
+    Names of samplers and schedules stay as they are written; `samplers.find` and `schedules.find` know them.
+    """
+    lines = text.strip().split("\n")
+    settings = _settings(lines[-1])
+    if len(settings) < 3:
+        settings = {}
+    else:
+        lines.pop()
+    at = next((index for index, line in enumerate(lines) if line.strip().startswith(_NEGATIVE)), len(lines))
+    negative = "\n".join(lines[at:]).strip().removeprefix(_NEGATIVE)
+    found: dict[str, Any] = {"prompt": "\n".join(lines[:at]).strip(), "negative": negative.strip()}
+    extra: dict[str, str] = {}
+    for label, value in settings.items():
+        size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", value) if label == "Size" else None
+        if size:
+            found |= {"width": int(size[1]), "height": int(size[2])}
+        elif label in _PLAIN:
+            try:
+                found[_PLAIN[label]] = _NUMBERS.get(_PLAIN[label], str)(value)
+            except ValueError:
+                extra[label] = value
+        else:
+            extra[label] = value
+    if "clip_skip" in found:
+        found["clip_skip"] = max(0, found["clip_skip"] - 1)
+    return {**found, "extra": extra}
+
+
+def _settings(line: str) -> dict[str, str]:
+    """`Key: value, Key: "quoted, value"`; nothing if the line is not of that form. One pass."""
+    found: dict[str, str] = {}
+    place = 0
+    while place < len(line):
+        colon = line.find(":", place)
+        key = line[place:colon].strip()
+        if colon < 0 or not _KEY.fullmatch(key):
+            return {}
+        place = colon + 1
+        while line[place : place + 1] == " ":
+            place += 1
+        value: object = None
+        if line[place : place + 1] == '"':
+            try:
+                value, place = _JSON.raw_decode(line, place)
+            except (ValueError, RecursionError):
+                value = None
+        comma = line.find(",", place)
+        comma = len(line) if comma < 0 else comma
+        found[key] = str(value) if value is not None else line[place:comma].strip()
+        place = comma + 1
+    return found
+
+
+def _quoted(value: object) -> str:
+    text = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n\r"]', text) or text != text.strip() else text
