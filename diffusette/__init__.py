@@ -11,6 +11,9 @@ result.images[0].save("apple.png")
 Everything here is imported when it is first used, so that `import diffusette` costs nothing.
 """
 
+# The folders become one namespace when they are installed, so a type checker does not find them from here.
+# pyright: basic, reportMissingImports=false
+
 from __future__ import annotations
 
 import importlib

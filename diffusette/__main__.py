@@ -1,16 +1,22 @@
 """The command line. stdout holds the result, stderr the progress; exit 0, 1 with one clear line, 2 usage, 130 interrupted."""
 
+# The folders become one namespace when they are installed, so a type checker does not find them from here.
+# pyright: basic, reportMissingImports=false
+
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__
+from . import __version__, console
 from .models.errors import DiffusetteError
+
+if TYPE_CHECKING:
+    from .models.bundle import Bundle
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -63,34 +69,40 @@ def generate(
     **asked: Any,
 ) -> None:
     """Draw PROMPT."""
-    from .runtime import files, pipeline
+    from .runtime import files, metadata, pipeline
 
+    if prompt is None and source is None:
+        raise click.UsageError('a prompt is missing: expected words to draw, as in diffusette generate "red apple, flat style"')
     request = files.request_of(prompt, source, {name: value for name, value in asked.items() if value is not None})
-    paths = files.prepare(output, request)
-    marks = files.Marks(record=not no_metadata, ai=not no_ai_mark)
+    path_of = files.paths_for(output, request)
     with console.progress() as advance:
         advance("opening the model", 0.0)
-        with pipeline.load(model, provider, memory, threads=threads, cache=files.cache_folder()) as drawer:
-            notes: list[str] = []
-            started = time.perf_counter()
-            written: list[dict[str, Any]] = []
-            for event in drawer.steps(request, notes):
-                if isinstance(event, pipeline.Step):
-                    done = event.picture + event.number / event.total
-                    advance(f"picture {event.picture + 1} of {request.count}", done / request.count)
-                else:
-                    path = paths(len(written), event.seed)
-                    files.write(event, path, marks)
-                    written.append({"file": str(path), "seed": event.seed})
-            facts = drawer.facts(notes, time.perf_counter() - started)
-    for note in facts["notes"]:
+
+        def seen(step: pipeline.Step) -> None:
+            advance(f"picture {step.picture + 1} of {request.count}", (step.picture + step.number / step.total) / request.count)
+
+        with pipeline.load(model, provider, memory, threads=threads) as drawer:
+            result = drawer.watch(request, seen)
+    written = [path_of(picture.seed) for picture in result.pictures]
+    for path, picture in zip(written, result.pictures, strict=True):
+        metadata.write(picture.image, path, None if no_metadata else picture.record, ai=not no_ai_mark)
+    for note in result.notes:
         console.say(f"note: {note}")
     if as_json:
-        _print_json({"pictures": written, **facts})
+        _print_json(
+            {
+                "files": [str(path) for path in written],
+                "seeds": result.seeds,
+                "provider": result.provider,
+                "memory": result.plan,
+                "timings": result.timings,
+                "notes": result.notes,
+            }
+        )
         return
-    console.say(f"{len(written)} in {facts['timings']['total']:.2f} s on {facts['provider']}, seed {written[0]['seed']}")
-    for one in written:
-        click.echo(one["file"])
+    console.say(f"{result.timings['total']:.2f} s on {result.provider}, seed {', '.join(map(str, result.seeds))}")
+    for path in written:
+        click.echo(path)
 
 
 @cli.command()
@@ -101,16 +113,17 @@ def generate(
 @click.option("--prompts", type=FILE, help="Text file, a prompt a line: what int8 is calibrated on.")
 @click.option("--force", is_flag=True, help="Replace DESTINATION if it exists.")
 @as_json
-def export(
-    source: str, destination: Path, target: str, precision: str | None, prompts: Path | None, force: bool, as_json: bool
-) -> None:
+def export(source: str, destination: Path, target: str, precision: str | None, prompts: Path | None, force: bool, as_json: bool) -> None:
     """Turn the Stable Diffusion model SOURCE into the bundle DESTINATION."""
-    from . import exporting
+    from .export import export as exporting
 
-    facts = exporting.export(source, destination, target, precision, prompts, force=force)
+    options = exporting.options_from(target, precision, prompts, force=force)
+    with console.progress() as advance:
+        report = exporting.export_folder(Path(source), destination, options, advance)
     if as_json:
-        _print_json(facts)
+        _print_json(report.facts())
     else:
+        console.say(report.text())
         click.echo(destination)
 
 
@@ -119,13 +132,12 @@ def export(
 @as_json
 def inspect(folder: Path | None, as_json: bool) -> None:
     """Say what the bundle FOLDER (or the model inside) is."""
-    from . import reports
-
-    facts = reports.inspect(folder)
+    bundle = _open(folder)
+    facts = console.plain(bundle.manifest)
     if as_json:
         _print_json(facts)
     else:
-        click.echo(reports.inspect_text(facts))
+        click.echo(console.outline(facts))
 
 
 @cli.command()
@@ -133,9 +145,11 @@ def inspect(folder: Path | None, as_json: bool) -> None:
 @as_json
 def verify(folder: Path | None, as_json: bool) -> None:
     """Hash every file of the bundle FOLDER and compare with its manifest."""
-    from . import reports
+    from .models.bundle import verify as problems_of
 
-    problems = reports.verify(folder)
+    bundle = _open(folder)
+    with console.progress() as advance:
+        problems = problems_of(bundle, lambda path, done, total: advance(path, done / max(1, total)))
     if as_json:
         _print_json({"ok": not problems, "problems": problems})
     else:
@@ -149,28 +163,35 @@ def verify(folder: Path | None, as_json: bool) -> None:
 @as_json
 def metadata(file: Path, as_json: bool) -> None:
     """Print how the picture FILE was made."""
-    from . import reports
+    from .runtime.metadata import read
 
-    facts = reports.metadata(file)
+    facts = read(file).facts()
     if as_json:
         _print_json(facts)
     else:
-        click.echo("\n".join(f"{name}: {value}" for name, value in facts.items()))
+        click.echo(console.outline(facts))
 
 
 @cli.command()
 @as_json
 def doctor(as_json: bool) -> None:
     """Say what this machine has, what is missing, and what to install."""
-    from . import reports
+    from .runtime.doctor import report
 
-    facts, problems = reports.doctor()
+    found = report()
+    facts = console.plain(found)
     if as_json:
         _print_json(facts)
     else:
-        click.echo(reports.doctor_text(facts))
-    if problems:
+        click.echo(console.outline(facts))
+    if found.problems:
         raise SystemExit(1)
+
+
+def _open(folder: Path | None) -> Bundle:
+    from .models.bundle import DEMO, open_bundle
+
+    return open_bundle(folder or DEMO)
 
 
 def _print_json(facts: object) -> None:

@@ -1,10 +1,11 @@
-"""Progress on stderr: a live bar on a terminal, nothing in between elsewhere."""
+"""What people see on a terminal: progress on stderr, facts as an indented outline on stdout."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from typing import Any, cast
 
 Advance = Callable[[str, float], None]
 """(what is being done, fraction done)"""
@@ -19,7 +20,13 @@ def progress() -> Generator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("of about"), TimeRemainingColumn(elapsed_when_finished=True))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("of about"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)
 
@@ -32,3 +39,23 @@ def progress() -> Generator[Advance]:
 def say(line: str) -> None:
     """One line on stderr."""
     sys.stderr.write(line + "\n")
+
+
+def plain(struct: object) -> dict[str, Any]:
+    """A msgspec struct as dictionaries, lists, text and numbers."""
+    import msgspec
+
+    return msgspec.to_builtins(struct)
+
+
+def outline(facts: Mapping[str, Any], indent: str = "") -> str:
+    """`facts` as lines of "name: value", what is inside indented."""
+    lines: list[str] = []
+    for name, value in facts.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{name}:", outline(cast("dict[str, Any]", value), indent + "  ")]
+        elif isinstance(value, (list, tuple)):
+            lines.append(f"{indent}{name}: {', '.join(map(str, cast('list[Any]', value))) or 'none'}")
+        else:
+            lines.append(f"{indent}{name}: {'none' if value is None or value in ('', {}) else value}")
+    return "\n".join(lines)

@@ -22,6 +22,9 @@ from .onnx_file import Graph
 from .operators import check_operators
 
 MAX_MANIFEST = 16 << 20
+DEMO = Path(__file__).parent / "demo" / "bundle"
+"""The model that ships inside."""
+
 Progress = Callable[[str, int, int], None]
 """(path of the file, bytes hashed of all files so far, bytes of all files)"""
 

@@ -6,6 +6,7 @@ A *bundle* is a folder with `manifest.json` and the files it lists: one ONNX gra
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -142,6 +143,11 @@ def decode(data: bytes, where: str = FILE_NAME) -> Manifest:
 def encode(manifest: Manifest) -> bytes:
     """`manifest` as readable JSON; the same manifest gives the same bytes."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """What tells this bundle from every other: the SHA-256 (hex) of its manifest, which holds those of all its files."""
+    return hashlib.sha256(encode(manifest)).hexdigest()
 
 
 def read(folder: Path) -> Manifest:

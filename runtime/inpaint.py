@@ -15,9 +15,11 @@ def keep_outside(denoise: Denoise, mask: Array, known: Array, noise: Array) -> D
     after it the known part is put back. All arrays are float32, (1, channels or 1, height, width) in latent pixels.
     """
 
+    kept = (1 - mask).astype(np.float32)
+
     def blended(x: Array, sigma: float) -> Array:
-        seen = mask * x + (1 - mask) * (known + np.float32(sigma) * noise)
-        return mask * denoise(seen, sigma) + (1 - mask) * known
+        seen = mask * x + kept * (known + noise * np.float32(sigma))
+        return mask * denoise(seen.astype(np.float32), sigma) + kept * known
 
     return blended
 

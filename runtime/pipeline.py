@@ -7,28 +7,27 @@ progress, previews and cancelling belong to the caller. `Pipeline.generate` runs
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Unpack
+from typing import Self, Unpack
 
 import numpy as np
 from PIL import Image
 
-from ..models.bundle import Bundle, open_bundle
+from ..models import manifest as manifests
+from ..models.bundle import DEMO, Bundle, open_bundle
 from ..models.errors import NumericalError, RequestError, ResourceError
 from ..models.families import FAMILIES, Family
 from ..models.manifest import Manifest
-from . import denoise, inpaint, machine, metadata, pictures, randomness, samplers, text, vae
+from . import denoise, inpaint, machine, pictures, randomness, samplers, text, vae
 from .components import Components, choose_plan
 from .denoise import Array, Conditioning, Denoise, Feeds, Guidance, Weighted
+from .parameters import Record
 from .providers import resolve
 from .request import Fields, Job, Request, settle
 from .session import SessionOptions
 from .tokenizer import open_tokenizer
-
-DEMO = Path(__file__).parent.parent / "models" / "demo" / "bundle"
-"""The model that ships inside."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Picture:
 
     image: Image.Image
     seed: int
-    record: metadata.Record
+    record: Record
     """What it takes to draw it again; goes into the file's metadata."""
 
 
@@ -77,7 +76,7 @@ class Result:
         return tuple(picture.seed for picture in self.pictures)
 
     @property
-    def metadata(self) -> tuple[metadata.Record, ...]:
+    def metadata(self) -> tuple[Record, ...]:
         return tuple(picture.record for picture in self.pictures)
 
 
@@ -97,7 +96,7 @@ class Pipeline:
     def manifest(self) -> Manifest:
         return self.bundle.manifest
 
-    def __enter__(self) -> Pipeline:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,12 +119,21 @@ class Pipeline:
             NumericalError: NaN or Inf came out.
         """
         request = Request(prompt, **fields) if isinstance(prompt, str) else prompt
+        return self.watch(request, lambda _step: None)
+
+    def watch(self, request: Request, seen: Callable[[Step], None]) -> Result:
+        """`generate`, with `seen` called after each step."""
         started, before = time.perf_counter(), dict(self.components.seconds)
         notes: list[str] = []
-        drawn = tuple(event for event in self.steps(request, notes) if isinstance(event, Picture))
+        drawn: list[Picture] = []
+        for event in self.steps(request, notes):
+            if isinstance(event, Step):
+                seen(event)
+            else:
+                drawn.append(event)
         timings = {name: seconds - before.get(name, 0.0) for name, seconds in self.components.seconds.items()}
         return Result(
-            pictures=drawn,
+            pictures=tuple(drawn),
             provider=self.components.provider.name,
             plan=self.components.plan,
             notes=(*self.notes, *self.components.notes(), *notes),
@@ -293,9 +301,14 @@ def _encoders(bundle: Bundle, components: Components) -> Iterator[text.TextEncod
         yield text.TextEncoder(components.get(encoder), tokenizer, penultimate=several or is_second, pooled=is_second)
 
 
-def _record(job: Job, seed: int, manifest: Manifest) -> metadata.Record:
+def _record(job: Job, seed: int, manifest: Manifest) -> Record:
     request = job.request
-    return metadata.Record(
+    extra: dict[str, object] = {"clip_skip": request.clip_skip, "rescale": request.rescale}
+    if request.rng != "numpy":
+        extra["rng"] = request.rng
+    if request.init is not None:
+        extra["strength"] = request.strength
+    return Record(
         prompt=request.prompt,
         negative=request.negative,
         seed=seed,
@@ -306,5 +319,6 @@ def _record(job: Job, seed: int, manifest: Manifest) -> metadata.Record:
         width=job.width,
         height=job.height,
         model=manifest.source.name,
-        model_hash=manifest.files[manifest.components["unet"].graph].sha256 if manifest.files else "",
+        model_hash=manifests.fingerprint(manifest),
+        extra={name: value for name, value in extra.items() if value},
     )

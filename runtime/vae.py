@@ -12,8 +12,8 @@ import numpy as np
 
 from ..models.errors import NumericalError
 from ..models.manifest import Latent
-from .denoise import Array
 from .components import Handle
+from .denoise import Array
 
 TILE = 64
 """Side of a tile, in latent pixels."""
@@ -35,7 +35,7 @@ def decode(session: Handle, latents: Array, latent: Latent, *, tiled: bool = Fal
     picture = _in_tiles(run, z, latent.downscale, 1) if tiled else run(z)
     if not np.isfinite(picture).all():
         raise NumericalError(
-            f"the VAE decoder ({session.provider}) gave NaN or Inf: expected a picture; export the model with --precision fp32 for vae_decoder"
+            f"the VAE decoder ({session.provider}) gave NaN or Inf: expected a picture; export with --precision vae_decoder=fp32"
         )
     return np.clip(picture, -1.0, 1.0)
 

@@ -11,16 +11,29 @@ from torch import Tensor, nn
 
 
 def orthogonalize(matrix: Tensor, steps: int = 4) -> Tensor:
-    """The nearest semi-orthogonal matrix to `matrix` (2-D), approximately, in bfloat16."""
+    """The nearest semi-orthogonal matrix to `matrix` (2-D), approximately, in bfloat16.
+
+    Each Newton-Schulz step multiplies by a polynomial of the Gram matrix. These commute, so for a wide matrix the steps are
+    taken on the small Gram matrix, and the large one is touched twice only.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.bfloat16()
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T
     x = x / (x.norm() + 1e-7)
-    for _ in range(steps):
+    if x.shape[1] >= 3 * x.shape[0]:
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        product = torch.eye(len(gram), dtype=x.dtype)
+        for _ in range(steps):
+            step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+            step.diagonal().add_(a)
+            product, gram = step @ product, step @ gram @ step
+        x = product @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.T if tall else x).to(matrix.dtype)
 
 
