@@ -5,12 +5,125 @@ The one module of the export that knows the runtime.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..models.bundle import open_bundle
+from ..runtime import pictures
+from ..runtime.components import Components
+from ..runtime.pipeline import Pipeline
 from ..runtime.providers import resolve
+from ..runtime.request import Request
 from ..runtime.session import Session, SessionOptions, open_session
+
+Feeds = Mapping[str, NDArray[Any]]
+PROMPTS = (
+    "a red apple on a white background",
+    "portrait of an old fisherman, dramatic light, oil painting",
+    "a city street at night in the rain, neon signs, photograph",
+    "a cute cat, flat style, blue background",
+    "mountain lake at sunrise, wide landscape, highly detailed",
+    "a rocket launching into space, comic style",
+)
+"""Drawn for calibration where nothing else is asked for: subjects, styles and compositions that differ."""
+STEPS = 10
+KEPT = {"unet": 48, "vae_encoder": 4, "vae_decoder": 6}
+"""Recorded calls that are used of each component, evenly spread over steps, prompts and guidance branches."""
+LARGE = 1_000_000_000
+"""Bytes of a U-Net from which only two prompts are drawn, at half size: a float32 call then takes seconds."""
+
+
+class Recording(Components):
+    """Components that remember what they were given."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.recorded: dict[str, list[Feeds]] = {}
+
+    def run(self, name: str, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Runs component `name`, and keeps `feeds`."""
+        self.recorded.setdefault(name, []).append({key: np.array(value) for key, value in feeds.items()})
+        return super().run(name, feeds)
 
 
 def open_graph(graph: Path, *, threads: int = 0) -> Session:
     """The graph on the CPU."""
     return open_session(graph, resolve("cpu"), SessionOptions(threads=threads))
+
+
+def record(folder: Path, prompts: Sequence[str] = (), seed: int = 0) -> dict[str, list[Feeds]]:
+    """What each component of the float bundle in `folder` is given while `prompts` are drawn: all timesteps, both branches
+    of the guidance, for the task that the model is for. The same arguments give the same inputs.
+    """
+    bundle = open_bundle(folder)
+    weight = sum(file.size for name, file in bundle.manifest.files.items() if name.startswith("unet/"))
+    large = weight > LARGE
+    recording = Recording(bundle, resolve("cpu", bundle.manifest.target), "sequential" if large else "resident", SessionOptions())
+    defaults, step = bundle.manifest.defaults, 8 * bundle.manifest.latent.downscale
+    width, height = (max(step, size // 2 // step * step) if large else size for size in (defaults.width, defaults.height))
+    with Pipeline(bundle, recording) as pipeline:
+        for number, prompt in enumerate((prompts or PROMPTS)[: 2 if large else None]):
+            request = Request(prompt, seed=seed + number, width=width, height=height, steps=min(STEPS, defaults.steps))
+            picture = _picture(width, height, seed + number)
+            if pipeline.family.task != "text":
+                mask = Image.new("L", (width, height), 0)
+                mask.paste(255, (width // 4, height // 4, width * 3 // 4, height * 3 // 4))
+                request = _with_picture(request, picture, mask if pipeline.family.task == "inpaint" else None)
+            drawn = pipeline.generate(request).images[0]
+            if "vae_encoder" in recording:
+                recording.run("vae_encoder", {"sample": pictures.to_array(drawn)})
+    return {name: _spread(feeds, KEPT.get(name, 8)) for name, feeds in recording.recorded.items()}
+
+
+def _with_picture(request: Request, picture: Image.Image, mask: Image.Image | None) -> Request:
+    return Request(
+        request.prompt,
+        seed=request.seed,
+        width=request.width,
+        height=request.height,
+        steps=request.steps,
+        init=picture,
+        mask=mask,
+        strength=1.0,
+    )
+
+
+def _picture(width: int, height: int, seed: int) -> Image.Image:
+    """A smooth random picture, for models that work on one."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _spread(feeds: list[Feeds], count: int) -> list[Feeds]:
+    """`count` of `feeds`, evenly, with a stride that does not fall in step with the two branches of the guidance."""
+    if len(feeds) <= count:
+        return feeds
+    places = sorted({int(place) for place in np.linspace(0, len(feeds) - 1, count)})
+    return [feeds[place] for place in places]
+
+
+def keep(recorded: Mapping[str, Sequence[Feeds]], file: Path) -> None:
+    """Writes what `record` gave."""
+    arrays = {
+        f"{name}/{number}/{key}": value
+        for name, feeds in recorded.items()
+        for number, feed in enumerate(feeds)
+        for key, value in feed.items()
+    }
+    with file.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+
+
+def kept(file: Path) -> dict[str, list[Feeds]]:
+    """What `keep` wrote."""
+    found: dict[str, dict[int, dict[str, NDArray[Any]]]] = {}
+    with np.load(file, allow_pickle=False) as arrays:
+        for path in arrays.files:
+            name, number, key = path.split("/")
+            found.setdefault(name, {}).setdefault(int(number), {})[key] = arrays[path]
+    return {name: [feeds[number] for number in sorted(feeds)] for name, feeds in found.items()}

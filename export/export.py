@@ -10,21 +10,22 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
 import msgspec
 
 from ..models import families, manifest, noise_config
 from ..models.errors import RequestError
 from ..models.manifest import Precision, Target
-from . import components, parity, passes, vocabulary, write
+from . import calibrate, components, parity, passes, vocabulary, write
 from .calibrate import open_graph
+from .lower import Lowered, to_int8
 from .publish import Stage, staged
+from .quantize import Row
 from .source import Source, open_folder
 from .trace import trace
 
 Progress = Callable[[str, float], None]
 """(what is done now, fraction of the whole that is done)"""
+_Rows = dict[str, tuple[Row, ...]]
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSES.md", "LICENCE", "NOTICE", "README.md")
 
 
@@ -50,7 +51,8 @@ class Report:
     folder: Path
     manifest: manifest.Manifest
     warnings: tuple[str, ...] = ()
-    layers: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    layers: Mapping[str, tuple[Row, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """What each layer of the quantized components became, and what that costs."""
 
 
 def export_folder(
@@ -81,9 +83,10 @@ def export_folder(
                 stage.remember(name, record)
             records[name] = msgspec.convert(record, manifest.Component)
         made = _prepare(opened, floats, records, options)
+        rows = _lower(stage, made, precisions, options, progress)
         progress("publishing", 1.0)
         made = _assemble(stage, floats, made)
-    return Report(destination, made, tuple(warnings_of(opened)))
+    return Report(destination, made, tuple(warnings_of(opened)), rows)
 
 
 def export_float(source: Source, name: str, folder: Path, target: Target) -> manifest.Component:
@@ -147,11 +150,37 @@ def _sealed(made: manifest.Manifest, folder: Path) -> manifest.Manifest:
     return made
 
 
+def _lower(stage: Stage, made: manifest.Manifest, precisions: Mapping[str, Precision], options: Options, progress: Progress) -> _Rows:
+    """Writes what is not float32 into the bundle, each component a stage of its own; gives the layers of each."""
+    floats, recorded = stage.work / "float", stage.work / "recorded.npz"
+    changed = [name for name, precision in precisions.items() if precision != "fp32"]
+    if changed and stage.recall("recorded") is None:
+        progress("drawing for calibration", 0.5)
+        calibrate.keep(calibrate.record(floats, options.prompts), recorded)
+        stage.remember("recorded", {})
+    feeds = calibrate.kept(recorded) if changed else {}
+    rows: _Rows = {}
+    for place, name in enumerate(changed):
+        progress(f"{name}: {precisions[name]}", 0.6 + 0.4 * place / len(changed))
+        record = stage.recall(f"{name}.lowered")
+        if record is None:
+            bar = options.min_snr if options.min_snr is not None and name == "unet" else parity.BARS[precisions[name]]
+            lowered = to_int8(name, floats / name, stage.bundle / name, stage.work / "observed", feeds[name], made.components[name], bar)
+            record = msgspec.to_builtins(lowered)
+            stage.remember(f"{name}.lowered", record)
+        done = msgspec.convert(record, Lowered)
+        made.components[name] = done.component
+        rows[name] = done.rows
+    return rows
+
+
 def _assemble(stage: Stage, floats: Path, made: manifest.Manifest) -> manifest.Manifest:
     """Moves into the bundle what is not there in another precision, and seals it."""
     for path in sorted(floats.iterdir()):
         target = stage.bundle / path.name
-        if not target.exists() and path.name != manifest.FILE_NAME:
+        if path.name != manifest.FILE_NAME and not (path.name in made.components and made.components[path.name].precision != "fp32"):
+            if target.exists():
+                shutil.rmtree(target) if target.is_dir() else target.unlink()
             path.replace(target)
     return _sealed(made, stage.bundle)
 

@@ -1,0 +1,119 @@
+"""How activations are distributed: observed while the float graph runs on recorded inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from . import write
+
+Array = NDArray[np.float32]
+Feeds = Mapping[str, NDArray[Any]]
+KEPT = 4096
+"""Values kept of each tensor and run, at an even stride from a place that changes with the run."""
+TOGETHER = 400_000_000
+"""Bytes of observed tensors in one run; more are observed in several."""
+SHRINK = np.linspace(1.0, 0.35, 27)
+"""Clipping ranges that are tried, as fractions of the whole range."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Scale and zero point of a tensor in unsigned 8 bit: real = (stored - zero) × scale."""
+
+    scale: float
+    zero: int
+    snr: float
+    """In dB: what rounding and clipping leave of the tensor."""
+
+    def round_trip(self, x: Array) -> Array:
+        """`x` after being stored and read back."""
+        stored = np.clip(np.rint(x / np.float32(self.scale)) + self.zero, 0, 255)
+        return ((stored - self.zero) * np.float32(self.scale)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A tensor as it was seen over all runs."""
+
+    values: Array
+    """A sample of its elements."""
+    low: float
+    high: float
+    channel_means: Array
+    """Mean over everything but the channels (axis 1 of four, the last of three dimensions)."""
+
+
+def observe(
+    model: ir.Model, names: Sequence[str], feeds: Sequence[Feeds], folder: Path, open_graph: Callable[[Path], Any]
+) -> dict[str, Observed]:
+    """Runs the float `model` on `feeds` and looks at the tensors `names`; `folder` is for graphs with more outputs."""
+    values = {value.name: value for node in model.graph for value in node.outputs} | {value.name: value for value in model.graph.inputs}
+    own = list(model.graph.outputs)
+    found: dict[str, list[tuple[Array, float, float, Array]]] = {name: [] for name in names}
+    outputs = [values[name] for name in names if not values[name].is_graph_output() and not values[name].is_graph_input()]
+    try:
+        model.graph.outputs.extend(outputs)
+        write.save(model, folder)
+    finally:
+        for value in outputs:
+            model.graph.outputs.remove(value)
+    assert list(model.graph.outputs) == own
+    session = open_graph(folder / write.GRAPH)
+    for run, feed in enumerate(feeds):
+        result = {**feed, **session.run(feed)}
+        for name in names:
+            found[name].append(_sample(np.asarray(result[name], np.float32), run))
+    return {name: _joined(parts) for name, parts in found.items()}
+
+
+def _sample(x: Array, run: int) -> tuple[Array, float, float, Array]:
+    flat = x.reshape(-1)
+    stride = max(1, flat.size // KEPT)
+    axes = (0, 2, 3) if x.ndim == 4 else tuple(range(x.ndim - 1))
+    return flat[run % stride :: stride][:KEPT].copy(), float(flat.min()), float(flat.max()), x.mean(axis=axes)
+
+
+def _joined(parts: Iterable[tuple[Array, float, float, Array]]) -> Observed:
+    values, lows, highs, means = zip(*parts, strict=True)
+    return Observed(np.concatenate(values), min(lows), max(highs), np.mean(np.stack(means), axis=0))
+
+
+def fit(seen: Observed) -> Range:
+    """The range with the least squared error on the sample: between rounding everything and clipping outliers."""
+    best: Range | None = None
+    power = float(np.mean(np.square(seen.values, dtype=np.float64)))
+    least = np.inf
+    for shrink in SHRINK:
+        low, high = min(0.0, seen.low * shrink), max(0.0, seen.high * shrink)
+        scale = float(np.float32(max(high - low, 1e-8) / 255.0))
+        candidate = Range(scale, int(np.clip(round(-low / scale), 0, 255)), 0.0)
+        error = float(np.mean(np.square(seen.values - candidate.round_trip(seen.values), dtype=np.float64)))
+        if error < least:
+            least = error
+            best = Range(scale, candidate.zero, 10.0 * np.log10(max(power, 1e-30) / max(error, 1e-30)))
+    assert best is not None
+    return best
+
+
+def fit_weight(weight: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
+    """`weight` in signed 8 bit with a scale for each index of `axis`, each with the least squared error."""
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    largest = np.maximum(np.abs(rows).max(axis=1), 1e-12)
+    best, least = largest / 127.0, np.full(len(rows), np.inf)
+    for shrink in np.linspace(1.0, 0.7, 7):
+        scale = (largest * shrink / 127.0).astype(np.float32)
+        stored = np.clip(np.rint(rows / scale[:, None]), -127, 127)
+        error = np.square(rows - stored * scale[:, None]).sum(axis=1)
+        best, least = np.where(error < least, scale, best), np.minimum(error, least)
+    scale = best.astype(np.float32)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    stored = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
+    return stored, scale
