@@ -120,7 +120,7 @@ def _check_classes(index: _Json, path: Path) -> None:
     for part, value in index.items():
         if not _is_component(value) or value[1] is None:
             continue
-        allowed = _CLASSES.get(part, frozenset[str]()) | {"OnnxRuntimeModel"}
+        allowed = {"OnnxRuntimeModel", *_CLASSES.get(part, ())}
         if value[1] not in allowed:
             raise BundleError(f"{path}: {part} is a {value[1]!r}, expected {' or '.join(sorted(allowed))}: other classes are not loaded")
 

@@ -18,6 +18,10 @@ _MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "cudaerrormemorya
 _PROVIDER = ("cpu ep fallback", "cuda failure", "cudnn failure", "cublas failure", "80070057", "887a0005", "887a0006", "openvino")
 
 
+_SHOWN = 300
+"""Characters of a foreign message that are passed on."""
+
+
 @contextmanager
 def mapped(where: str, options: Any = None) -> Generator[None]:
     """Foreign exceptions of the block become ours; `where` begins their message."""
@@ -28,8 +32,9 @@ def mapped(where: str, options: Any = None) -> Generator[None]:
     except Exception as error:  # ORT's classes have no base of their own
         if options is not None and options.terminate:
             raise Cancelled("the run was cancelled") from error
-        text = " ".join(str(error).split())[:300]
+        text = " ".join(str(error).split())
         low = text.lower()
+        text = text if len(text) <= _SHOWN else f"…{text[-_SHOWN:]}"  # the cause stands at the end
         if isinstance(error, MemoryError) or any(mark in low for mark in _MEMORY):
             raise ResourceError(
                 f"{where}: memory does not suffice ({text}): draw smaller, or use a leaner plan: --memory sequential or streamed"

@@ -131,20 +131,23 @@ def _why_no_room(cache: Path, graph: Path) -> str:
     need = sum(file.stat().st_size for file in graph.resolve().parent.iterdir()) * 3 // 2
     if need > LIMIT:
         return f"its {need >> 20} MiB are more than the cache may hold"
+    _make_room(cache, need)
+    free = shutil.disk_usage(cache).free
+    return f"{cache} has {free >> 20} MiB free, and {2 * need >> 20} are wanted" if free < 2 * need else ""
+
+
+def _make_room(cache: Path, need: int) -> None:
+    """Remove what killed processes left half made, then what was not used for longest, until `need` bytes more are within the limit."""
     entries: list[tuple[float, int, Path]] = []
     for entry in cache.iterdir():
-        if entry.is_dir() and entry.name != "openvino":
-            used = entry.stat().st_mtime
-            if entry.name.startswith(_TEMPORARY) and time.time() - used < _STALE:
-                continue
-            entries.append(
-                (0.0 if entry.name.startswith(_TEMPORARY) else used, sum(file.stat().st_size for file in entry.iterdir()), entry)
-            )
+        if not (entry / _ENTRY).exists():
+            if entry.name.startswith(_TEMPORARY) and time.time() - entry.stat().st_mtime > _STALE:
+                shutil.rmtree(entry, ignore_errors=True)
+            continue
+        entries.append((entry.stat().st_mtime, sum(file.stat().st_size for file in entry.iterdir()), entry))
     total = sum(size for _, size, _ in entries)
-    for used, size, entry in sorted(entries):
-        if used and total + need <= LIMIT:
+    for _, size, entry in sorted(entries):
+        if total + need <= LIMIT:
             break
         shutil.rmtree(entry, ignore_errors=True)
         total -= size
-    free = shutil.disk_usage(cache).free
-    return f"{cache} has {free >> 20} MiB free, and {2 * need >> 20} are wanted" if free < 2 * need else ""

@@ -1,0 +1,49 @@
+"""What doctor says of this machine is true."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+from diffusette.runtime import doctor, machine, providers
+
+
+def test_the_report_is_true_of_this_machine(tmp_path: Path) -> None:
+    found = doctor.report(tmp_path / "cache")
+    assert found.machine.python == platform.python_version()
+    assert found.machine.cores == len(psutil.Process().cpu_affinity() or [])
+    assert found.packages["numpy"] == version("numpy")
+    assert found.onnxruntime == providers.distributions()
+    assert found.providers["cpu"].available
+    assert found.providers["cpu"].missing == ""
+    assert found.cache == doctor.Cache(str(tmp_path / "cache"), True)
+    assert found.telemetry is False
+    for name, state in found.providers.items():
+        assert state.available == (providers.why_missing(providers.TABLE[name]) == "")
+
+
+def test_the_report_becomes_json(tmp_path: Path) -> None:
+    found = doctor.report(tmp_path)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=doctor.Doctor) == found
+
+
+def test_a_cache_that_cannot_be_written_is_a_problem_with_its_cure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = doctor.report(tmp_path / "file/cache")
+    assert not found.cache.writable
+    assert any("set DIFFUSETTE_CACHE to another folder" in problem for problem in found.problems)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="compares with Linux's own words")
+def test_processor_and_memory_are_those_of_the_system() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0].split()
+    assert ("avx2" in machine.flags()) == ("avx2" in flags)
+    assert ("vnni" in machine.flags()) == ("avx512_vnni" in flags)
+    memory = machine.memory()
+    assert memory is not None
+    free, total = memory
+    assert 0 < free <= total <= psutil.virtual_memory().total

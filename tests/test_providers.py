@@ -1,0 +1,170 @@
+"""What can run here, and what is said about what cannot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from diffusette.models.errors import ProviderError
+from diffusette.runtime import providers
+from diffusette.runtime.providers import TABLE, distributions, onnxruntime, plugin_devices, resolve, why_clashing, why_missing
+
+HERE = [name for name in TABLE if not why_missing(TABLE[name])]
+
+
+def test_the_cpu_is_there() -> None:
+    assert resolve("cpu").execution_provider == "CPUExecutionProvider"
+    assert resolve("cpu", "portable") == resolve("cpu", "cpu") == TABLE["cpu"]
+
+
+def test_an_unknown_name_is_refused_with_the_list() -> None:
+    with pytest.raises(ProviderError, match="no provider is called 'gpu': choose one of auto, cuda, directml, openvino, webgpu, cpu"):
+        resolve("gpu")
+
+
+@pytest.mark.parametrize("name", sorted(TABLE.keys() - set(HERE)))
+def test_a_provider_that_is_not_there_is_an_error_that_says_what_to_do(name: str) -> None:
+    with pytest.raises(
+        ProviderError, match=rf"^{name} is .*(pip install \"diffusette\[{name}\]\"|Windows alone|no device of this machine)"
+    ):
+        resolve(name)
+
+
+def test_auto_takes_what_is_there_and_says_what_it_passed_over() -> None:
+    found = resolve("auto", "cpu")
+    assert found.name == "cpu"
+    assert found.note == "cuda does not run 'cpu' graphs; directml does not run 'cpu' graphs; openvino does not run 'cpu' graphs"
+    found = resolve("auto", "portable")
+    assert found.name in HERE
+    if found.name == "cpu":
+        assert found.note == "cuda is not there; directml is not there; openvino is not there"
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [("cpu", "cuda"), ("cpu", "openvino"), ("cuda", "cpu"), ("openvino", "directml"), ("webgpu", "cuda")]
+)
+def test_a_graph_made_for_another_provider_is_refused_naming_both(name: str, target: providers.Target) -> None:
+    with pytest.raises(ProviderError, match=f"made for '{target}', but the provider '{name}' runs '{TABLE[name].targets[0]}'"):
+        resolve(name, target)
+
+
+def test_auto_with_nothing_that_runs_the_graph_says_what_to_install() -> None:
+    if "cuda" in HERE:
+        pytest.skip("CUDA is here")
+    with pytest.raises(
+        ProviderError, match=r"nothing here can run a bundle made for 'cuda': cuda is not .*pip install \"diffusette\[cuda\]\""
+    ):
+        resolve("auto", "cuda")
+
+
+def test_every_target_of_a_manifest_has_a_provider_and_names_agree() -> None:
+    assert {target for provider in TABLE.values() for target in provider.targets} == set(providers.Target.__args__)
+    assert all(name == provider.name for name, provider in TABLE.items())
+
+
+def test_what_each_provider_needs_is_in_the_table() -> None:
+    cuda, directml = TABLE["cuda"], TABLE["directml"]
+    assert cuda.options["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert cuda.options["arena_extend_strategy"] == "kSameAsRequested"
+    assert cuda.options["prefer_nhwc"] == "1"
+    assert (directml.fixed_shapes, directml.memory_pattern, directml.one_run_at_a_time, directml.graph_cache) == (True, False, True, False)
+
+
+def fake_wheel(site: Path, name: str, version: str, *, owner: bool = True) -> None:
+    info = site / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    files = (
+        ["onnxruntime/LICENSE,,", "onnxruntime/__init__.py,sha256=x,1"]
+        if owner
+        else [f"{name}/__init__.py,,", "a/onnxruntime/__init__.py,,"]
+    )
+    (info / "RECORD").write_text("\n".join(files) + "\n")
+
+
+def test_distributions_that_own_the_module_are_found_and_plugins_are_not(tmp_path: Path) -> None:
+    fake_wheel(tmp_path, "onnxruntime", "1.31.1")
+    fake_wheel(tmp_path, "onnxruntime_ep_openvino", "1.8.1", owner=False)
+    fake_wheel(tmp_path, "numpy", "2.4.0", owner=False)
+    (tmp_path / "onnxruntime_broken-1.dist-info").mkdir()
+    assert distributions(tmp_path) == {"onnxruntime": "1.31.1"}
+    assert why_clashing(distributions(tmp_path)) == ""
+    fake_wheel(tmp_path, "onnxruntime_gpu", "1.31.0")
+    assert distributions(tmp_path) == {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.0"}
+
+
+def test_the_one_installed_here_is_found() -> None:
+    (version,) = distributions().values()
+    assert version == onnxruntime().__version__
+
+
+def child(code: str, *path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`code` in a Python of its own, which finds modules in `path` first."""
+    env = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(map(str, path))} | environment
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, env=env)
+
+
+def test_two_distributions_installed_together_fail_with_the_cure_before_anything_is_loaded(tmp_path: Path) -> None:
+    spec = find_spec("onnxruntime")
+    assert spec is not None
+    assert spec.origin is not None
+    (tmp_path / "onnxruntime").symlink_to(Path(spec.origin).parent)
+    for name in ("onnxruntime", "onnxruntime_gpu"):
+        fake_wheel(tmp_path, name, "1.31.1")
+    done = child(
+        "import sys\nfrom diffusette.runtime import doctor, providers\n"
+        "try: providers.resolve('cpu')\nexcept Exception as error: print(type(error).__name__, error)\n"
+        "print('onnxruntime' in sys.modules)\nprint(doctor.report().problems[0])",
+        tmp_path,
+    )
+    first, loaded, problem = done.stdout.splitlines()
+    assert first.startswith("ProviderError onnxruntime 1.31.1 and onnxruntime-gpu 1.31.1 are installed together")
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu, then one of them: pip install" in first
+    assert loaded == "False"
+    assert problem.startswith("onnxruntime 1.31.1 and onnxruntime-gpu 1.31.1 are installed together")
+
+
+def test_without_onnxruntime_the_package_to_install_is_named(tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime/__init__.py").write_text("raise ImportError('no such library')")
+    done = child(
+        "from diffusette.runtime import doctor, providers\n"
+        "try: providers.resolve('auto')\nexcept Exception as error: print(type(error).__name__, error)\nprint(doctor.report().problems[0])",
+        tmp_path,
+    )
+    for line in done.stdout.splitlines():
+        assert 'onnxruntime cannot be loaded (no such library): pip install "diffusette[cpu]"' in line
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_importing_the_runtime_imports_no_onnxruntime_and_loading_it_switches_telemetry_off() -> None:
+    done = child(
+        "import sys, os\nfrom diffusette.runtime import session, providers\nprint('onnxruntime' in sys.modules)\n"
+        "providers.onnxruntime()\nprint('onnxruntime' in sys.modules, os.environ['ORT_DISABLE_TELEMETRY'], providers.telemetry())"
+    )
+    assert done.stdout.split() == ["False", "True", "1", "False"]
+    assert done.stderr == ""
+
+
+def test_a_plugin_that_cannot_be_loaded_says_so(tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime_ep_webgpu").mkdir()
+    (tmp_path / "onnxruntime_ep_webgpu/__init__.py").write_text("def get_library_path(): return '/nowhere/lib.so'")
+    done = child(
+        "from diffusette.runtime import providers\n"
+        "try: providers.resolve('webgpu')\nexcept Exception as error: print(type(error).__name__, error)",
+        tmp_path,
+    )
+    assert done.stdout.startswith("ProviderError the plug-in of webgpu cannot be loaded (")
+    assert "pip install --force-reinstall onnxruntime-ep-webgpu" in done.stdout
+
+
+def test_an_installed_plugin_names_its_devices_or_says_that_it_has_none() -> None:
+    if find_spec("onnxruntime_ep_openvino") is None:
+        pytest.skip("the OpenVINO plug-in is not installed")
+    devices = plugin_devices(TABLE["openvino"])
+    assert plugin_devices(TABLE["openvino"]) == devices or len(devices) == len(plugin_devices(TABLE["openvino"]))
+    assert bool(devices) == (why_missing(TABLE["openvino"]) == "")

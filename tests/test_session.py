@@ -1,0 +1,362 @@
+"""Running graphs: the same cases on every provider that this machine has, and everything that can go wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusette.models import onnx_file, onnx_weights
+from diffusette.models.errors import BundleError, ProviderError, ResourceError
+from diffusette.models.manifest import Tensor
+from diffusette.runtime import providers
+from diffusette.runtime import session as sessions
+from diffusette.runtime.failures import Cancelled, mapped
+from diffusette.runtime.providers import TABLE
+from diffusette.runtime.session import SessionOptions, open_session
+from onnx import TensorProto, helper
+
+from tests import small_graphs
+
+PRESENT = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(why), reason=why))
+    for name, provider in TABLE.items()
+    for why in [providers.why_missing(provider)]
+]
+CPU = TABLE["cpu"]
+X = np.arange(16, dtype=np.float32).reshape(2, 8)
+Z = X.sum(axis=1, keepdims=True) + np.arange(8, dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", PRESENT)
+@pytest.mark.parametrize(
+    "options",
+    [
+        SessionOptions(),
+        SessionOptions(threads=1),
+        SessionOptions(prepack=False),
+        SessionOptions(arena=False),
+        SessionOptions(dimensions={"n": 2}),
+    ],
+    ids=["defaults", "threads", "no prepacking", "no arena", "fixed shape"],
+)
+@pytest.mark.parametrize("external", [False, True], ids=["inside", "external"])
+def test_every_provider_gives_the_right_numbers_with_every_option(
+    tmp_path: Path, name: str, options: SessionOptions, external: bool
+) -> None:
+    provider = providers.resolve(name)
+    if provider.fixed_shapes:
+        options = replace(options, dimensions={"n": 2})
+    session = open_session(small_graphs.linear(tmp_path / "model.onnx", external=external), provider, options)
+    assert session.provider == name
+    assert session.inputs == {"x": Tensor("float32", (options.dimensions.get("n", "n"), 8))}
+    assert list(session.outputs) == ["z"]
+    assert np.allclose(session.run({"x": X})["z"], Z, rtol=1e-2)  # OpenVINO computes in bfloat16 where it can
+    assert np.allclose(session.run({"x": X[::-1]})["z"], Z[::-1], rtol=1e-2)
+
+
+def test_feeds_are_cast_to_what_the_graph_takes_and_halves_come_back_as_float32(tmp_path: Path) -> None:
+    session = open_session(small_graphs.linear(tmp_path / "model.onnx", dtype=np.float16), CPU)
+    assert session.inputs["x"].dtype == "float16"
+    result = session.run({"x": X.astype(np.float64)})["z"]
+    assert result.dtype == np.float32
+    assert np.array_equal(result, Z)
+
+
+def test_wrong_feeds_are_refused_and_the_session_goes_on(tmp_path: Path) -> None:
+    session = open_session(small_graphs.linear(tmp_path / "model.onnx"), CPU)
+    with pytest.raises(BundleError, match=r"the graph takes \['x'\], but was given \['y'\]"):
+        session.run({"y": X})
+    with pytest.raises(BundleError, match="invalid dimensions for input"):
+        session.run({"x": X[:, :3]})
+    assert np.array_equal(session.run({"x": X})["z"], Z)
+
+
+def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("<html></html>")
+    for path in (tmp_path / "model.onnx", tmp_path / "none.onnx"):
+        with pytest.raises(BundleError, match=r"\.onnx on cpu: onnxruntime refuses"):
+            open_session(path, CPU)
+    node = helper.make_node("NoSuchOperator", ["x"], ["z"])
+    bad = small_graphs.save(
+        small_graphs.model([node], {"x": (TensorProto.FLOAT, [1])}, {"z": (TensorProto.FLOAT, [1])}, {}), tmp_path / "bad.onnx"
+    )
+    with pytest.raises(BundleError, match="NoSuchOperator"):
+        open_session(bad, CPU)
+
+
+def test_out_of_memory_is_a_typed_error_and_the_session_goes_on(tmp_path: Path) -> None:
+    session = open_session(small_graphs.zeros(tmp_path / "model.onnx"), CPU)
+    for size in (1 << 44, 1 << 62):
+        with pytest.raises(ResourceError, match=r"memory does not suffice .* --memory sequential or streamed") as caught:
+            session.run({"shape": np.array([size])})
+        assert caught.value.__cause__ is not None
+    assert np.array_equal(session.run({"shape": np.array([3])})["y"], np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError("std::bad_alloc"), ResourceError),
+        (RuntimeError("CUDA failure 2: out of memory ; GPU=0"), ResourceError),
+        (RuntimeError("Exception: 8007000E Not enough memory resources are available"), ResourceError),
+        (RuntimeError("CUDNN failure 4: CUDNN_STATUS_INTERNAL_ERROR"), ProviderError),
+        (RuntimeError("80070057 The parameter is incorrect."), ProviderError),
+        (RuntimeError("887A0006 The GPU will not respond to more commands"), ProviderError),
+        (RuntimeError("fallback to CPU EP fallback has been explicitly disabled by the user"), ProviderError),
+        (RuntimeError("This is an invalid model."), BundleError),
+    ],
+)
+def test_messages_of_each_provider_become_the_right_error(error: Exception, expected: type[Exception]) -> None:
+    with pytest.raises(expected, match=r"^here: ") as caught, mapped("here"):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+def test_a_run_can_be_cancelled_from_another_thread_and_the_next_one_is_right(tmp_path: Path) -> None:
+    session = open_session(small_graphs.endless(tmp_path / "model.onnx"), CPU)
+    x = np.arange(64, dtype=np.float32).reshape(8, 8)
+    outcome: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            session.run({"x": x, "n": np.array(1 << 50)})
+        except Cancelled as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not outcome:
+        session.cancel()  # a run that has not begun yet is not touched
+        time.sleep(0.01)
+    thread.join()
+    assert np.array_equal(session.run({"x": x, "n": np.array(3)})["y"], x)
+
+
+def test_threads_that_share_a_session_get_their_own_results(tmp_path: Path) -> None:
+    for provider in (CPU, replace(CPU, one_run_at_a_time=True)):
+        session = open_session(small_graphs.linear(tmp_path / "model.onnx"), provider, SessionOptions(threads=1))
+        wrong: list[int] = []
+
+        def work(number: int, session: sessions.Session = session, wrong: list[int] = wrong) -> None:
+            x = np.full((2, 8), number, np.float32)
+            right = 8 * x + np.arange(8)
+            wrong.extend(number for _ in range(50) if not np.array_equal(session.run({"x": x})["z"], right))
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+
+def test_a_closed_session_says_so(tmp_path: Path) -> None:
+    session = open_session(small_graphs.linear(tmp_path / "model.onnx"), CPU)
+    session.close()
+    session.close()
+    with pytest.raises(BundleError, match="the session is closed"):
+        session.run({"x": X})
+
+
+@pytest.mark.parametrize("external", [False, True], ids=["inside", "external"])
+@pytest.mark.parametrize("build", [small_graphs.linear, small_graphs.convolution])
+def test_replaced_weights_give_what_a_graph_exported_with_them_gives(tmp_path: Path, build: object, external: bool) -> None:
+    assert callable(build)
+    path = build(tmp_path / "model.onnx", external=external)
+    known = onnx_file.read(path).initializers
+    new = {name: np.asarray(onnx_weights.values(path, known[name]) * np.float32(1.5) + np.float32(0.25)) for name in ("w", "b")}
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    (changed / "model.onnx").write_bytes(onnx_weights.replaced(path, new))
+    session = open_session(path, CPU, SessionOptions(weights=new))
+    shape = [8 if isinstance(size, str) else size for size in session.inputs["x"].shape]
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    expected = open_session(changed / "model.onnx", CPU).run({"x": x})
+    before = open_session(path, CPU).run({"x": x})
+    del new
+    np.full(100_000, np.nan)  # would take the place of buffers that nobody kept
+    found = session.run({"x": x})
+    for name, value in expected.items():
+        assert np.array_equal(found[name], value)
+        assert not np.allclose(found[name], before[name])
+
+
+def test_a_replaced_weight_may_have_more_rows(tmp_path: Path) -> None:
+    node = helper.make_node("Gather", ["table", "ids"], ["rows"])
+    table = np.arange(20, dtype=np.float32).reshape(5, 4)
+    proto = small_graphs.model([node], {"ids": (TensorProto.INT64, ["n"])}, {"rows": (TensorProto.FLOAT, ["n", 4])}, {"table": table})
+    for external in (False, True):
+        path = small_graphs.save(proto, tmp_path / f"{external}.onnx", external=external)
+        session = open_session(path, CPU, SessionOptions(weights={"table": np.vstack([table, np.full((2, 4), 7, np.float32)])}))
+        assert np.array_equal(session.run({"ids": np.array([6, 0])})["rows"], [[7, 7, 7, 7], [0, 1, 2, 3]])
+
+
+def test_a_weight_that_the_graph_has_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="has no initializer 'lora'"):
+        open_session(small_graphs.linear(tmp_path / "model.onnx"), CPU, SessionOptions(weights={"lora": X}))
+
+
+def test_feeds_that_cannot_change_are_placed_once_where_memory_is_elsewhere(tmp_path: Path) -> None:
+    session = open_session(small_graphs.linear(tmp_path / "model.onnx"), replace(CPU, device="cpu"))
+    x = X.copy()
+    assert np.array_equal(session.run({"x": x})["z"], Z)
+    x[:] = 0
+    assert np.array_equal(session.run({"x": x})["z"], np.broadcast_to(np.arange(8), (2, 8)))
+    x = X.copy()
+    x.flags.writeable = False
+    assert np.array_equal(session.run({"x": x})["z"], Z)
+    held = session._held["x"][1]
+    assert np.array_equal(session.run({"x": x})["z"], Z)
+    assert session._held["x"][1] is held
+    with pytest.raises(BundleError, match="onnxruntime refuses"):
+        session.run({"x": x[:, :3]})
+
+
+def test_the_first_start_keeps_the_optimized_graph_and_the_second_opens_it(tmp_path: Path) -> None:
+    path = small_graphs.convolution(tmp_path / "bundle/model.onnx", external=True)
+    options = SessionOptions(cache=tmp_path / "cache", threads=1, dimensions={"h": 8, "w": 8})
+    x = np.random.default_rng(0).standard_normal((1, 16, 8, 8), np.float32)
+    plain = open_session(path, CPU, replace(options, cache=None)).run({"x": x})["y"]
+    first = open_session(path, CPU, options)
+    (entry,) = (tmp_path / "cache").iterdir()
+    assert sorted(file.name for file in entry.iterdir()) == ["entry.json", "model.onnx", "model.onnx_data"]
+    made = (entry / "model.onnx").stat().st_mtime_ns
+    second = open_session(path, CPU, options)
+    assert (entry / "model.onnx").stat().st_mtime_ns == made
+    assert np.array_equal(first.run({"x": x})["y"], second.run({"x": x})["y"])
+    assert np.allclose(first.run({"x": x})["y"], plain, atol=1e-5)
+    assert first.note == second.note == ""
+    open_session(path, CPU, replace(options, dimensions={}))
+    open_session(path, CPU, replace(options, dimensions={}, prepack=False))
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    os.utime(path, ns=(0, 0))
+    open_session(path, CPU, options)
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+def test_a_damaged_cache_entry_is_made_again_and_one_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
+    path = small_graphs.convolution(tmp_path / "bundle/model.onnx")
+    options = SessionOptions(cache=tmp_path / "cache")
+    open_session(path, CPU, options)
+    (entry,) = (tmp_path / "cache").iterdir()
+    whole = (entry / "model.onnx").read_bytes()
+    (entry / "model.onnx").write_bytes(whole[:-10])
+    assert open_session(path, CPU, options).note == ""
+    assert (entry / "model.onnx").read_bytes() == whole
+    (entry / "model.onnx").write_bytes(b"x" * len(whole))
+    x = np.ones((1, 16, 4, 4), np.float32)
+    for _ in range(2):
+        session = open_session(path, CPU, options)
+        assert session.note.startswith("the optimized graph cannot be loaded again")
+        assert session.run({"x": x})["y"].shape == x.shape
+
+
+def test_a_cache_that_cannot_be_written_is_skipped_and_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    session = open_session(small_graphs.linear(tmp_path / "model.onnx"), CPU, SessionOptions(cache=tmp_path / "file/cache"))
+    assert session.note.startswith(f"the optimized graph is not cached: {tmp_path / 'file/cache'} cannot be written")
+    assert np.array_equal(session.run({"x": X})["z"], Z)
+
+
+def test_a_bundle_that_is_replaced_while_a_session_uses_it_does_no_harm(tmp_path: Path) -> None:
+    session = open_session(small_graphs.linear(tmp_path / "a/model.onnx", external=True), CPU, SessionOptions(prepack=False))
+    small_graphs.linear(tmp_path / "b/model.onnx", external=True, dtype=np.float16)
+    for name in ("model.onnx", "model.onnx_data"):
+        (tmp_path / "b" / name).replace(tmp_path / "a" / name)
+    assert np.array_equal(session.run({"x": X})["z"], Z)
+
+
+def test_directml_wants_fixed_shapes_and_says_which_are_free(tmp_path: Path) -> None:
+    with pytest.raises(ProviderError, match="directml needs fixed shapes, and n are free"):
+        open_session(small_graphs.linear(tmp_path / "model.onnx"), TABLE["directml"])
+
+
+def test_settings_are_what_each_provider_documents() -> None:
+    ort = providers.onnxruntime()
+    for name, key, pattern in (
+        ("cuda", "session.record_ep_graph_assignment_info", True),
+        ("directml", "session.record_ep_graph_assignment_info", False),
+    ):
+        settings = sessions._settings(ort, TABLE[name], SessionOptions(threads=3, prepack=False, dimensions={"n": 2}))
+        assert settings.get_session_config_entry(key) == "1"
+        assert settings.get_session_config_entry("session.disable_prepacking") == "1"
+        assert settings.enable_mem_pattern is pattern
+        assert settings.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
+        assert settings.intra_op_num_threads == 3
+
+
+def test_a_provider_that_is_asked_for_and_does_not_run_is_an_error(tmp_path: Path) -> None:
+    if providers.why_missing(TABLE["cuda"]) == "":
+        pytest.skip("CUDA is here")
+    with (
+        pytest.warns(UserWarning, match="not in available provider names"),
+        pytest.raises(ProviderError, match="cuda was asked for, but CPUExecutionProvider would run it"),
+    ):
+        open_session(small_graphs.linear(tmp_path / "model.onnx"), TABLE["cuda"])
+
+
+def test_work_that_was_left_to_the_cpu_is_seen(tmp_path: Path) -> None:
+    ort = providers.onnxruntime()
+    settings = ort.SessionOptions()
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    inference = ort.InferenceSession(str(small_graphs.convolution(tmp_path / "model.onnx")), settings, providers=["CPUExecutionProvider"])
+    if not hasattr(inference, "get_provider_graph_assignment_info"):
+        pytest.skip("this onnxruntime does not tell where nodes run")
+    assert set(sessions.work_left_to_cpu(inference)) & {"Conv", "FusedConv"}
+
+
+CHILD = """
+import os, sys
+import numpy as np
+from pathlib import Path
+from diffusette.runtime import graph_cache, providers
+from diffusette.runtime.session import SessionOptions, open_session
+session = open_session(Path(sys.argv[1]), providers.resolve("auto", "portable"), SessionOptions(cache=graph_cache.default_folder()))
+result = session.run({"x": np.ones((2, 8), np.float32)})["z"]
+try:
+    session.run({"x": np.ones((2, 3), np.float32)})
+except Exception as error:
+    print(type(error).__name__)
+links = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")]
+print([link for link in links if link.startswith("socket:")], result[0, 0])
+print(session.note)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_run_opens_no_socket_and_leaves_no_file_but_its_cache_and_no_line_on_stderr(tmp_path: Path) -> None:
+    path = small_graphs.linear(tmp_path / "bundle/model.onnx")
+    home = tmp_path / "home"
+    home.mkdir()
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "DIFFUSETTE_", "ORT_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=keep | {"HOME": str(home), "TMPDIR": str(home)},
+        cwd=home,
+    )
+    assert done.stdout.splitlines() == ["BundleError", "[] 8.0", ""]
+    assert done.stderr == ""
+    written = {file.relative_to(home).parts[:2] for file in home.rglob("*") if file.is_file()}
+    assert written == {(".cache", "diffusette")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a home that cannot be written")
+def test_without_a_home_the_cache_is_skipped_and_that_is_said(tmp_path: Path) -> None:
+    path = small_graphs.linear(tmp_path / "bundle/model.onnx")
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "DIFFUSETTE_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, check=True, env=keep | {"HOME": "/proc/none"}
+    )
+    assert done.stdout.splitlines()[:2] == ["BundleError", "[] 8.0"]
+    assert "is not cached: /proc/none/.cache/diffusette cannot be written" in done.stdout
+    assert done.stderr == ""
