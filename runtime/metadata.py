@@ -154,9 +154,9 @@ def replace_file(path: Path, data: bytes) -> None:
         RequestError: the folder is missing, or nothing may be written there.
         ResourceError: the disk is full; nothing is left behind.
     """
-    if path.exists() and not path.is_file():
-        raise RequestError(f"{path}: not a file: expected the name of a picture to write")
     try:
+        if path.exists() and not path.is_file():
+            raise RequestError(f"{path}: not a file: expected the name of a picture to write")
         _replace(path.resolve(), data)
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL in the name; RuntimeError: links in a circle
         number = getattr(error, "errno", None)

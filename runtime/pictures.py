@@ -157,9 +157,9 @@ def read_info(source: Path | bytes, what: str = "picture") -> dict[str, Any]:
         RequestError: as `read`, but for pixels, which need not be whole.
     """
     image, _ = _open(source, what)
+    texts: dict[str, Any] = {}
     with suppress(*_BROKEN, MemoryError):
-        image.load()  # PNG may have text behind the pixels
-    texts: dict[str, Any] = getattr(image, "text", {})
+        texts = getattr(image, "text", {})  # decodes the pixels, since PNG may have text behind them
     return {str(key): value for key, value in image.info.items()} | texts
 
 

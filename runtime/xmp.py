@@ -9,6 +9,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape, quoteattr
 
+MAX_PACKET = 1 << 20
+"""Bytes of a packet that is read."""
 AI_MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 AI_EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 
@@ -50,6 +52,8 @@ def compose(properties: Properties) -> str:
 
 def parse(packet: bytes) -> Properties:
     """What `packet` says, however an editor has written it; silence where it is no XMP."""
+    if len(packet) > MAX_PACKET:
+        return Properties()
     try:
         text = packet.decode().strip("\ufeff\0 \r\n\t")
         if "<!DOCTYPE" in text or "<!ENTITY" in text:  # no XMP has a document type; without one, no entity can grow

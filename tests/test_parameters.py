@@ -1,0 +1,137 @@
+"""The web UI's text about a picture, and the record that it is made from."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusette.models.errors import RequestError
+from diffusette.runtime import parameters
+from diffusette.runtime.parameters import Record
+
+RECORD = Record(
+    prompt="red apple, (flat style:1.2)\non a table",
+    negative="blurry, low quality",
+    seed=7,
+    steps=20,
+    guidance=7.5,
+    sampler="dpm++2m",
+    schedule="karras",
+    width=512,
+    height=768,
+    model="demo, v1: small",
+    model_hash="0123456789abcdef" * 4,
+    extra={"clip_skip": 1, "strength": 0.6},
+)
+
+
+def test_the_text_is_the_web_uis():
+    last = (
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 7, Size: 512x768, Model hash: 0123456789, "
+        'Model: "demo, v1: small", Clip skip: 2, Denoising strength: 0.6, Version: Diffusette 0.1.0'
+    )
+    assert parameters.compose(RECORD) == f"red apple, (flat style:1.2)\non a table\nNegative prompt: blurry, low quality\n{last}"
+
+
+def test_the_text_is_read_back():
+    found = parameters.parse(parameters.compose(RECORD))
+    expected = {
+        "prompt": RECORD.prompt,
+        "negative": RECORD.negative,
+        "seed": 7,
+        "steps": 20,
+        "guidance": 7.5,
+        "sampler": "DPM++ 2M",
+        "schedule": "Karras",
+        "width": 512,
+        "height": 768,
+        "model": "demo, v1: small",
+        "model_hash": "0123456789",
+        "clip_skip": 1,
+        "strength": 0.6,
+        "extra": {"Version": "Diffusette 0.1.0"},
+    }
+    assert found == expected
+
+
+def test_a_text_of_the_web_ui_is_read():
+    text = (
+        "masterpiece, 1girl <lora:detail:0.8>\nBREAK\nforest\n"
+        "Negative prompt: bad hands,\nworst quality\n"
+        "Steps: 28, Sampler: Euler a, Schedule type: Automatic, CFG scale: 7, Seed: 1234567890, Size: 832x1216, Model hash: abc123def0, "
+        'Model: some_model-v3, VAE hash: 235745af8d, Lora hashes: "detail: 1f2e3d, other: 4c5b6a", Hires upscale: 2, Version: v1.10.1'
+    )
+    found = parameters.parse(text)
+    assert found["prompt"] == "masterpiece, 1girl <lora:detail:0.8>\nBREAK\nforest"
+    assert found["negative"] == "bad hands,\nworst quality"
+    assert (found["seed"], found["steps"], found["guidance"], found["width"], found["height"]) == (1234567890, 28, 7.0, 832, 1216)
+    assert found["extra"]["Lora hashes"] == "detail: 1f2e3d, other: 4c5b6a"
+    assert found["extra"]["Hires upscale"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("", ""),
+        ("only words", "only words"),
+        ("a ratio of 16:9, and more: yes", "a ratio of 16:9, and more: yes"),
+        ("words\nSteps: 1, Seed: 5", "words\nSteps: 1, Seed: 5"),
+        ("words\nSteps: many, Seed: 5, Size: big, CFG scale: 7", "words"),
+        ('words\nA: "unclosed, B: 2, C: 3', "words"),
+    ],
+)
+def test_a_last_line_counts_as_settings_only_if_it_looks_like_them(text, prompt):
+    assert parameters.parse(text)["prompt"] == prompt
+
+
+def test_settings_that_are_no_numbers_are_kept_as_text():
+    found = parameters.parse("words\nSteps: many, Seed: 5, Size: big, CFG scale: 7")
+    assert found["extra"] == {"Steps": "many", "Size": "big"}
+
+
+@given(st.lists(st.sampled_from([*'a:,\n"\\ {', "Steps: 1", "Negative prompt:", ", ", ": "]), max_size=60).map("".join))
+@settings(max_examples=200, deadline=None)
+def test_any_text_is_read(text):
+    found = parameters.parse(text)
+    assert isinstance(found["prompt"], str)
+
+
+@pytest.mark.parametrize(
+    "text", ["a:" * 500_000, 'a:"' * 300_000, "a" * 1_000_000, "a: [" * 250_000, 'a: "' + "\\" * 1_000_000, "\n" * 1_000_000]
+)
+def test_hostile_texts_take_bounded_time(text):
+    begin = time.perf_counter()
+    parameters.parse(text)
+    assert time.perf_counter() - begin < 3
+
+
+@given(st.text(st.sampled_from([*'aé🦊,:"\\\n\r\t\x00\x1f\x7f\u2028\ufffe\uffff']), max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_a_record_comes_back_unchanged(text):
+    record = msgspec.structs.replace(RECORD, prompt=text, negative=text[::-1], extra={"note": text, "list": [1, 2.5, None, {"a": text}]})
+    stored = parameters.to_json(record)
+    assert parameters.from_json(stored) == record
+    assert parameters.to_json(record) == stored
+
+
+def test_what_is_no_json_is_refused():
+    with pytest.raises(RequestError, match="cannot be stored"):
+        parameters.to_json(msgspec.structs.replace(RECORD, prompt="\ud800"))
+    with pytest.raises(RequestError, match="cannot be stored"):
+        parameters.to_json(msgspec.structs.replace(RECORD, extra={"x": object()}))
+
+
+@pytest.mark.parametrize(
+    "data", ["", "{}", "[1]", '{"prompt": 1}', "{" * 100_000, "[" * 100_000, "x" * 2_000_000, b"\xff\xfe", '{"prompt":"\\ud800"}']
+)
+def test_a_damaged_record_is_none(data):
+    assert parameters.from_json(data) is None
+
+
+def test_a_newer_record_is_read_as_far_as_it_is_known():
+    newer = parameters.to_json(RECORD)[:-1] + ',"colour_space":"P3"}'
+    assert parameters.from_json(newer) == RECORD
