@@ -1,0 +1,198 @@
+"""The pipeline on tiny random models, with diffusers' own pipelines as the judge."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
+from PIL import Image
+
+from diffusette.models.errors import BundleError, NumericalError, RequestError
+from diffusette.runtime import pipeline, randomness
+from diffusette.runtime.pipeline import Picture, Pipeline, Step
+from diffusette.runtime.request import Fields, Request
+
+PROMPT = "red apple on a blue table"
+
+
+@pytest.fixture(scope="module")
+def drawer(sd1_bundle: Path) -> Pipeline:
+    return pipeline.load(sd1_bundle, provider="cpu", memory="resident")
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, np.int16)
+
+
+def test_the_same_seed_draws_the_same_picture_alone_in_a_batch_and_after_another_run(drawer: Pipeline) -> None:
+    alone = drawer.generate(PROMPT, seed=5, steps=3).images[0]
+    drawer.generate("a green cat", seed=1, steps=2)
+    batch = drawer.generate(PROMPT, seed=3, count=3, steps=3)
+    assert batch.seeds == (3, 4, 5)
+    assert np.array_equal(pixels(batch.images[2]), pixels(alone))
+
+
+def test_another_seed_and_seed_zero_draw_other_pictures(drawer: Pipeline) -> None:
+    zero, one = (drawer.generate(PROMPT, seed=seed, steps=2).images[0] for seed in (0, 1))
+    assert np.abs(pixels(zero) - pixels(one)).max() > 0
+    assert np.array_equal(pixels(drawer.generate(PROMPT, seed=0, steps=2).images[0]), pixels(zero))
+
+
+def test_an_open_seed_is_drawn_at_random_and_told(drawer: Pipeline) -> None:
+    result = drawer.generate(PROMPT, steps=2)
+    assert np.array_equal(pixels(drawer.generate(PROMPT, steps=2, seed=result.seeds[0]).images[0]), pixels(result.images[0]))
+
+
+@pytest.mark.parametrize("plan", ["sequential", "streamed"])
+def test_every_memory_plan_draws_the_picture_of_the_resident_one(drawer: Pipeline, sd1_bundle: Path, plan: str) -> None:
+    with pipeline.load(sd1_bundle, provider="cpu", memory=plan) as lean:
+        drawn = lean.generate(PROMPT, seed=2, steps=3, count=2)
+    wanted = drawer.generate(PROMPT, seed=2, steps=3, count=2)
+    assert drawn.plan == plan
+    for one, other in zip(drawn.images, wanted.images, strict=True):
+        assert np.abs(pixels(one) - pixels(other)).max() <= 1
+
+
+def test_steps_are_yielded_as_they_are_done_and_stopping_leaves_the_pipeline_usable(drawer: Pipeline) -> None:
+    events = drawer.steps(Request(PROMPT, seed=1, steps=4, count=2))
+    first = next(events)
+    assert isinstance(first, Step)
+    assert (first.picture, first.number, first.total) == (0, 1, 4)
+    del events
+    kinds = [type(event) for event in drawer.steps(Request(PROMPT, seed=1, steps=2, count=2))]
+    assert kinds == [Step, Step, Picture] * 2
+
+
+def test_a_preview_of_the_last_step_is_the_picture(drawer: Pipeline) -> None:
+    *_, step, picture = drawer.steps(Request(PROMPT, seed=1, steps=2))
+    assert isinstance(step, Step)
+    assert isinstance(picture, Picture)
+    assert np.array_equal(pixels(drawer.preview(step.latents)), pixels(picture.image))
+
+
+def test_two_threads_that_share_a_pipeline_get_their_own_pictures(drawer: Pipeline) -> None:
+    wanted = [drawer.generate(PROMPT, seed=seed, steps=4).images[0] for seed in (1, 2)]
+    found: dict[int, Image.Image] = {}
+    threads = [
+        threading.Thread(target=lambda seed=seed: found.update({seed: drawer.generate(PROMPT, seed=seed, steps=4).images[0]})) for seed in (1, 2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, image in zip((1, 2), wanted, strict=True):
+        assert np.array_equal(pixels(found[seed]), pixels(image))
+
+
+def test_image_to_image_with_little_strength_stays_near_the_encoded_picture(drawer: Pipeline) -> None:
+    size = (drawer.manifest.defaults.width, drawer.manifest.defaults.height)
+    init = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8))
+    near, far = (drawer.generate(PROMPT, seed=4, steps=10, init=init, strength=strength).images[0] for strength in (0.1, 1.0))
+    again = drawer.generate(PROMPT, seed=9, steps=10, init=init, strength=0.1).images[0]
+    assert np.abs(pixels(near) - pixels(again)).mean() < np.abs(pixels(near) - pixels(far)).mean()
+
+
+def test_inpainting_leaves_what_the_mask_does_not_cover(drawer: Pipeline) -> None:
+    width, height = drawer.manifest.defaults.width, drawer.manifest.defaults.height
+    init = Image.new("RGB", (width, height), (200, 40, 90))
+    mask = Image.new("L", (width, height), 0)
+    assert np.array_equal(pixels(drawer.generate(PROMPT, seed=4, steps=3, init=init, mask=mask).images[0]), pixels(init))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": 7}, "width: 7"),
+        ({"height": -8}, "height: -8"),
+        ({"width": 9}, "multiple of"),
+        ({"width": 1 << 20}, "width"),
+        ({"steps": 0}, "steps: 0"),
+        ({"steps": 1_000_000}, "steps: 1000000"),
+        ({"guidance": float("nan")}, "guidance: nan"),
+        ({"seed": -1}, "seed: -1"),
+        ({"count": 0}, "count: 0"),
+        ({"strength": 1.5}, "strength: 1.5"),
+        ({"sampler": "eular"}, "eular"),
+        ({"schedule": "karas"}, "karas"),
+        ({"rng": "dice"}, "dice"),
+        ({"mask": Image.new("L", (8, 8))}, "mask"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_anything_runs(sd1_bundle: Path, fields: Fields, message: str) -> None:
+    with pipeline.load(sd1_bundle, provider="cpu") as fresh:
+        with pytest.raises(RequestError, match=message):
+            fresh.generate(PROMPT, **fields)
+        assert not fresh.components.seconds or fields.get("rng")
+
+
+def test_nan_in_the_latents_is_an_error_and_no_black_picture(drawer: Pipeline) -> None:
+    latents = np.full((1, drawer.manifest.latent.channels, 2, 2), np.nan, np.float32)
+    with pytest.raises(NumericalError, match="NaN"):
+        drawer.preview(latents)
+
+
+def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="it is empty"):
+        pipeline.load(tmp_path)
+
+
+def test_an_unknown_memory_plan_is_refused_with_the_list(sd1_bundle: Path) -> None:
+    with pytest.raises(RequestError, match="resident, sequential, streamed"):
+        pipeline.load(sd1_bundle, memory="tiny")
+
+
+def test_the_record_says_what_it_takes_to_draw_the_picture_again(drawer: Pipeline) -> None:
+    first = drawer.generate(PROMPT, negative="cat", seed=6, steps=3, guidance=4.0, sampler="euler_a", clip_skip=1)
+    record = first.metadata[0]
+    again = drawer.generate(
+        record.prompt,
+        negative=record.negative,
+        seed=record.seed,
+        steps=record.steps,
+        guidance=record.guidance,
+        sampler=record.sampler,
+        schedule=record.schedule,
+        clip_skip=record.extra["clip_skip"],
+    )
+    assert np.array_equal(pixels(again.images[0]), pixels(first.images[0]))
+
+
+def test_keyword_arguments_are_the_fields_of_a_request() -> None:
+    assert {*Fields.__annotations__, "prompt"} == set(Request.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2-v", "sdxl", "sd1-inpaint", "sd1-lcm"])
+def test_a_family_draws_what_diffusers_own_pipeline_draws(bundle_of: Callable[[str], tuple[Path, Path]], family: str) -> None:
+    source, bundle = bundle_of(family)
+    drawer = pipeline.load(bundle, provider="cpu")
+    latent = drawer.manifest.latent
+    width, height = drawer.manifest.defaults.width, drawer.manifest.defaults.height
+    seed, steps, guidance = 11, 4, 4.0
+    noise = randomness.rng("numpy", seed).normal((1, latent.channels, height // latent.downscale, width // latent.downscale))
+    judge = DiffusionPipeline.from_pretrained(source, safety_checker=None)
+    judge.set_progress_bar_config(disable=True)
+    fields: Fields = {"seed": seed, "steps": steps, "guidance": guidance}
+    wanted: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "latents": torch.from_numpy(noise)}
+    if family == "sd1-lcm":
+        fields["sampler"], fields["schedule"] = "euler", "linspace"
+        judge.scheduler = EulerDiscreteScheduler.from_config(judge.scheduler.config, timestep_spacing="linspace")
+    else:
+        fields["sampler"], fields["schedule"] = "ddim", "leading"
+        judge.scheduler = DDIMScheduler.from_config(judge.scheduler.config, timestep_spacing="leading", clip_sample=False, set_alpha_to_one=True)
+    if family == "sd1-inpaint":
+        init = Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8))
+        mask = Image.new("L", (width, height), 255)
+        fields["init"], fields["mask"], fields["strength"] = init, mask, 1.0
+        wanted |= {"image": init, "mask_image": mask, "height": height, "width": width, "strength": 1.0}
+    else:
+        wanted |= {"height": height, "width": width}
+    drawn = drawer.generate(PROMPT, **fields).images[0]
+    expected = judge(PROMPT, output_type="pil", **wanted).images[0]
+    error = np.mean((pixels(drawn) - pixels(expected)).astype(np.float64) ** 2)
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) >= 60
