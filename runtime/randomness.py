@@ -122,7 +122,7 @@ class _Nvidia:
         counter[2] = np.arange(counter.shape[1])
         self._calls += 1
         words = philox(counter, self._key)[:2].astype(np.float64)
-        step, turn = 2.0**-32, float(np.float32(2.0**-32) * np.float32(2.0 * math.pi))
+        step, turn = 2.0**-32, 2.0**-31 * math.pi
         radius = np.sqrt(-2.0 * np.log(words[0] * step + step / 2.0))
         return (radius * np.sin(words[1] * turn + turn / 2.0)).astype(np.float32).reshape(tuple(shape))
 

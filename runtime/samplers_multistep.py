@@ -26,10 +26,10 @@ def lms(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, order: int = 4)
     """k-diffusion's linear multistep method: the polynomial in sigma through the last slopes, integrated."""
     history: list[Array] = []
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
-        history = [noise_in(x, denoise(x, sigma), sigma), *history[: order - 1]]
+        x0 = denoise(x, sigma)
+        history = [noise_in(x, x0, sigma), *history[: order - 1]]
         nodes = sigmas[index::-1][: len(history)].tolist()
-        weights = _interpolation_integrals(nodes, sigma, sigma_next, lambda s: s)
-        x = combine((1.0, x), *zip(weights, history, strict=True))
+        x = _linear_step(x, x0, sigma, sigma_next, _interpolation_integrals(nodes, sigma, sigma_next, lambda s: s), history)
         yield x
 
 
@@ -41,11 +41,14 @@ def pndm(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng) -> Iterator[Array
     """
     history: list[Array] = []
     for sigma, sigma_next in pairwise(sigmas.tolist()):
-        history = [noise_in(x, denoise(x, sigma), sigma), *history[:3]]
-        ahead = _adams_bashforth(x, sigma_next - sigma, history)
+        x0 = denoise(x, sigma)
+        history = [noise_in(x, x0, sigma), *history[:3]]
+        ahead = _linear_step(x, x0, sigma, sigma_next, _adams_bashforth(sigma, sigma_next, len(history)), history)
         if len(history) == 1 and sigma_next > 0.0:
             half = 0.5 * (sigma_next - sigma)
-            ahead = combine((1.0, x), (half, history[0]), (half, noise_in(ahead, denoise(ahead, sigma_next), sigma_next)))
+            ahead = _linear_step(
+                x, x0, sigma, sigma_next, [half, half], [*history, noise_in(ahead, denoise(ahead, sigma_next), sigma_next)]
+            )
         x = ahead
         yield x
 
@@ -54,14 +57,24 @@ def ipndm(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng) -> Iterator[Arra
     """`pndm` without its start (diffusers' IPNDMScheduler): lower orders until there is enough history."""
     history: list[Array] = []
     for sigma, sigma_next in pairwise(sigmas.tolist()):
-        history = [noise_in(x, denoise(x, sigma), sigma), *history[:3]]
-        x = _adams_bashforth(x, sigma_next - sigma, history)
+        x0 = denoise(x, sigma)
+        history = [noise_in(x, x0, sigma), *history[:3]]
+        x = _linear_step(x, x0, sigma, sigma_next, _adams_bashforth(sigma, sigma_next, len(history)), history)
         yield x
 
 
-def _adams_bashforth(x: Array, step: float, history: Sequence[Array]) -> Array:
-    weights = _ADAMS_BASHFORTH[len(history) - 1]
-    return combine((1.0, x), *((step * weight, eps) for weight, eps in zip(weights, history, strict=True)))
+def _adams_bashforth(sigma: float, sigma_next: float, order: int) -> list[float]:
+    return [(sigma_next - sigma) * weight for weight in _ADAMS_BASHFORTH[order - 1]]
+
+
+def _linear_step(x: Array, x0: Array, sigma: float, sigma_next: float, weights: Sequence[float], slopes: Sequence[Array]) -> Array:
+    """x plus the weighted slopes, of which the first is that of (x, x0): Euler's step and what the others change about it.
+
+    Written so, nothing is lost where sigma is huge and sigma_next is not.
+    """
+    share = sigma_next / sigma
+    rest = (weights[0] - (sigma_next - sigma), *weights[1:])
+    return combine((1.0 - share, x0), (share, x), *zip(rest, slopes, strict=True))
 
 
 def deis(
@@ -88,7 +101,7 @@ def deis(
         else:
             nodes = sigmas[index::-1][:used].tolist()
             weights = _interpolation_integrals(nodes, sigma, sigma_next, math.log)
-            x = combine((1.0, x), *zip(weights, history[:used], strict=True))
+            x = _linear_step(x, x0, sigma, sigma_next, weights, history[:used])
         yield x
 
 

@@ -63,10 +63,13 @@ def ddim(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, eta: float = 0
 
 
 def ddpm(denoise: Denoise, x: Array, sigmas: Levels, rng: Rng, *, large_variance: bool = False) -> Iterator[Array]:
-    """Ho et al. 2020 (arXiv:2006.11239), equations 6 and 7; `large_variance` takes beta for the variance ("fixed_large")."""
+    """Ho et al. 2020 (arXiv:2006.11239), equations 6 and 7; `large_variance` takes beta for the variance ("fixed_large").
+
+    As in algorithm 2 of the paper, no noise comes after the last step; with "fixed_large" diffusers adds some at timesteps above 0.
+    """
     for sigma, sigma_next in pairwise(sigmas.tolist()):
         down, up = _ancestral(sigma, sigma_next, 1.0)
-        if large_variance:
+        if large_variance and sigma_next > 0.0:
             growth = 1.0 + sigma_next**2
             up = math.sqrt(growth - growth**2 / (1.0 + sigma**2))
         x0 = denoise(x, sigma)
@@ -94,9 +97,9 @@ def heun(
         x0 = denoise(x, sigma_hat)
         ahead = _toward(x0, x, sigma_next / sigma_hat)
         if sigma_next > 0.0:
+            slope, slope_ahead = noise_in(x, x0, sigma_hat), noise_in(ahead, denoise(ahead, sigma_next), sigma_next)
             half = 0.5 * (sigma_next - sigma_hat)
-            eps, eps_ahead = noise_in(x, x0, sigma_hat), noise_in(ahead, denoise(ahead, sigma_next), sigma_next)
-            ahead = combine((1.0, x), (half, eps), (half, eps_ahead))
+            ahead = combine((1.0, ahead), (half, slope_ahead), (-half, slope))
         x = ahead
         yield x
 
