@@ -211,7 +211,10 @@ def fuse_attention(model: ir.Model) -> ir.Model:
         if len(node.inputs) > 3 and any(value is not None for value in node.inputs[3:]):
             declined(model).append(f"{node.name}: attention with a mask or a cache stays as it is")
             continue
-        if None in parts or after is None or attribute(node, "softcap", 0.0):
+        if attribute(node, "softcap", 0.0):
+            declined(model).append(f"{node.name}: MultiHeadAttention has no soft cap")
+            continue
+        if None in parts or after is None:
             declined(model).append(f"{node.name}: heads are not split and joined by Reshape and Transpose around it")
             continue
         heads = node.inputs[0].shape[1] if node.inputs[0] is not None and node.inputs[0].shape is not None else None

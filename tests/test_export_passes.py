@@ -1,0 +1,140 @@
+"""Each pass on a small graph: the same numbers before and after, and the nodes that were promised."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from diffusette.export import passes, write
+from diffusette.export.calibrate import open_graph
+
+RNG = np.random.default_rng(0)
+
+
+def graph(nodes, inputs, outputs, weights=None, opset=23):
+    """A model; `inputs` maps names to shapes (float32), and outputs that are only named get their shapes by inference."""
+    made = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
+    )
+    model = ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10))
+    ir.passes.common.ShapeInferencePass()(model)
+    return model
+
+
+def run(model, feeds, folder):
+    write.save(model, folder)
+    return open_graph(folder / write.GRAPH).run(feeds)
+
+
+def kinds(model):
+    return Counter(node.op_type for node in model.graph)
+
+
+def check(model, passes_, feeds, tmp_path, *, tolerance=1e-5):
+    """Applies the passes; outputs have to stay. Gives the kinds of nodes that are left."""
+    before = run(model, feeds, tmp_path / "before")
+    model = passes.apply(model, passes_)
+    after = run(model, feeds, tmp_path / "after")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, rtol=tolerance, atol=tolerance)
+    return kinds(model)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def test_transposed_weights_are_stored_transposed_under_the_same_name(tmp_path):
+    nodes = [helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0]), helper.make_node("MatMul", ["x", "t"], ["y"])]
+    model = graph(nodes, {"x": ["n", 6]}, {"y": ["n", 4]}, {"w": normal(4, 6)})
+    assert check(model, (passes.fold_transposed_weights,), {"x": normal(3, 6)}, tmp_path) == {"MatMul": 1}
+    assert model.graph.initializers["w"].shape == ir.Shape([6, 4])
+
+
+def test_padding_becomes_the_convolutions_own_uneven_padding(tmp_path):
+    nodes = [
+        helper.make_node("Pad", ["x", "amounts"], ["padded"]),
+        helper.make_node("Conv", ["padded", "w"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 0, 0]),
+    ]
+    weights = {"w": normal(5, 2, 3, 3), "amounts": np.array([0, 0, 0, 0, 0, 0, 1, 1])}
+    assert check(graph(nodes, {"x": [1, 2, 8, 8]}, {"y": None}, weights), (passes.fold_padding,), {"x": normal(1, 2, 8, 8)}, tmp_path) == {
+        "Conv": 1
+    }
+
+
+def test_padding_of_channels_is_declined_with_a_reason(tmp_path):
+    nodes = [
+        helper.make_node("Pad", ["x", "amounts"], ["padded"]),
+        helper.make_node("Conv", ["padded", "w"], ["y"], kernel_shape=[3, 3], name="conv"),
+    ]
+    model = graph(nodes, {"x": [1, 2, 8, 8]}, {"y": None}, {"w": normal(5, 3, 3, 3), "amounts": np.array([0, 1, 0, 0, 0, 0, 0, 0])})
+    assert check(model, (passes.fold_padding,), {"x": normal(1, 2, 8, 8)}, tmp_path) == {"Conv": 1, "Pad": 1}
+    assert passes.declined(model) == ["conv: the padding before it is not of height and width alone"]
+
+
+def attention(**attributes):
+    """Attention between the transposes that exporters write, on (batch, tokens, 4 heads × 6)."""
+    nodes = [helper.make_node("Reshape", [name, "split"], [f"{name}4"]) for name in "qkv"]
+    nodes += [helper.make_node("Transpose", [f"{name}4"], [f"{name}t"], perm=[0, 2, 1, 3]) for name in "qkv"]
+    nodes += [
+        helper.make_node("Attention", ["qt", "kt", "vt"], ["a"], name="attention", **attributes),
+        helper.make_node("Transpose", ["a"], ["at"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["at", "join"], ["y"]),
+    ]
+    weights = {"split": np.array([0, 0, 4, 6]), "join": np.array([0, 0, 24])}
+    return graph(nodes, {"q": ["b", "n", 24], "k": ["b", "m", 24], "v": ["b", "m", 24]}, {"y": ["b", "n", 24]}, weights)
+
+
+@pytest.mark.parametrize(("attributes", "keys"), [({}, 7), ({"is_causal": 1}, 5), ({"scale": 0.3}, 7)])
+def test_attention_becomes_one_node_on_tokens_times_channels(attributes, keys, tmp_path):
+    feeds = {"q": normal(2, 5, 24), "k": normal(2, keys, 24), "v": normal(2, keys, 24)}
+    assert check(attention(**attributes), (passes.fuse_attention,), feeds, tmp_path) == {"MultiHeadAttention": 1}
+
+
+def test_attention_with_a_soft_cap_is_declined_with_a_reason():
+    model = passes.apply(attention(softcap=5.0), (passes.fuse_attention,))
+    assert kinds(model)["Attention"] == 1
+    assert passes.declined(model) == ["attention: MultiHeadAttention has no soft cap"]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.702])
+def test_a_gated_sigmoid_becomes_one_node(alpha, tmp_path):
+    nodes = [helper.make_node("Mul", ["x", "alpha"], ["s"])] if alpha != 1.0 else []
+    nodes += [helper.make_node("Sigmoid", ["s" if nodes else "x"], ["g"]), helper.make_node("Mul", ["x", "g"], ["y"])]
+    model = graph(nodes, {"x": [3, 5]}, {"y": [3, 5]}, {"alpha": np.float32(alpha)} if alpha != 1.0 else {})
+    assert check(model, (passes.fuse_silu,), {"x": normal(3, 5)}, tmp_path) == {"QuickGelu": 1}
+
+
+def test_group_norm_becomes_instance_norm_over_groups(tmp_path):
+    nodes = [helper.make_node("GroupNormalization", ["x", "w", "b"], ["y"], num_groups=4, epsilon=1e-3)]
+    model = graph(nodes, {"x": ["n", 12, "h", "w"]}, {"y": ["n", 12, "h", "w"]}, {"w": normal(12), "b": normal(12)})
+    left = check(model, (passes.lower_group_norm,), {"x": 3 + 2 * normal(2, 12, 5, 7)}, tmp_path)
+    assert left["InstanceNormalization"] == 1
+    assert "GroupNormalization" not in left
+
+
+def test_computed_shapes_become_constants_or_the_shape_of_another_tensor(tmp_path):
+    nodes = [
+        helper.make_node("Shape", ["x"], ["n"], start=0, end=1),
+        helper.make_node("Shape", ["x"], ["h"], start=2, end=3),
+        helper.make_node("Shape", ["x"], ["w"], start=3, end=4),
+        helper.make_node("Mul", ["h", "w"], ["hw"]),
+        helper.make_node("Concat", ["n", "three", "hw"], ["flat"], axis=0),
+        helper.make_node("Reshape", ["x", "flat"], ["r"]),
+        helper.make_node("Relu", ["r"], ["a"]),
+        helper.make_node("Concat", ["n", "three", "h", "w"], ["whole"], axis=0),
+        helper.make_node("Reshape", ["a", "whole"], ["y"]),
+    ]
+    model = graph(nodes, {"x": ["n", 3, "h", "w"]}, {"y": ["n", 3, "h", "w"]}, {"three": np.array([3])})
+    for value, shape in (("r", ["n", 3, "h*w"]), ("a", ["n", 3, "h*w"]), ("y", ["n", 3, "h", "w"])):
+        next(out for node in model.graph for out in node.outputs if out.name == value).shape = ir.Shape(shape)
+    assert check(model, (passes.simplify_reshapes,), {"x": normal(2, 3, 4, 5)}, tmp_path) == {"Reshape": 2, "Relu": 1, "Shape": 1}
