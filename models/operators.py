@@ -31,6 +31,8 @@ CONTRIB = frozenset({
     # shapes
     "ExpandDims", "GridSample", "Pad", "Trilu",
 })  # fmt: skip
+_RESERVED = ("ai.onnx", "com.microsoft", "com.ms")
+"""Domains in which a file's own function may not hide an operator that ONNX Runtime has."""
 
 
 def check_operators(graph: Graph, path: Path) -> None:
@@ -39,7 +41,8 @@ def check_operators(graph: Graph, path: Path) -> None:
     Raises:
         BundleError: the operator and its domain.
     """
-    for domain, operator in sorted(graph.operators - graph.functions):
+    own = {(domain, name) for domain, name in graph.functions if not domain.startswith(_RESERVED) and domain != STANDARD}
+    for domain, operator in sorted(graph.operators - own):
         if domain == STANDARD or (domain == MICROSOFT and operator in CONTRIB):
             continue
         raise BundleError(

@@ -15,7 +15,7 @@ class Cancelled(Exception):  # noqa: N818  # no error: somebody asked for it
 
 _MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "cudaerrormemoryallocation", "storage size overflow", "8007000e")
 """How allocators report that there is no more: ORT's own arena, CUDA, DirectML (E_OUTOFMEMORY)."""
-_PROVIDER = ("cpu ep fallback", "cuda failure", "cudnn failure", "cublas failure", "80070057", "887a0005", "887a0006", "openvino")
+_PROVIDER = ("fallback to cpu ep", "cuda failure", "cudnn failure", "cublas failure", "80070057", "887a0005", "887a0006", "openvino")
 
 
 _SHOWN = 300

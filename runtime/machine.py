@@ -58,12 +58,12 @@ def flags() -> tuple[str, ...]:
                 found = {_NAMES.get(flag, flag) for flag in value.split()}
                 break
     elif sys.platform == "win32":
-        import ctypes  # noqa: PLC0415  # only here
+        import ctypes  # only here
 
         kernel: Any = vars(ctypes)["windll"].kernel32  # only there is such a name
         found = {name for number, name in _WINDOWS.items() if kernel.IsProcessorFeaturePresent(number)}
     elif sys.platform == "darwin":
-        import subprocess  # noqa: PLC0415  # only here
+        import subprocess  # only here
 
         done = subprocess.run(["/usr/sbin/sysctl", "-a"], capture_output=True, text=True, check=False)
         found = {name for key, name in _APPLE.items() if f"{key}: 1" in done.stdout}
@@ -71,10 +71,23 @@ def flags() -> tuple[str, ...]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use: on Linux its affinity and the quota of its control group (containers) count."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0))
+    for group in _control_groups():
+        try:
+            quota, period = (group / "cpu.max").read_text().split()
+            found = min(found, max(1, round(int(quota) / int(period))))
+        except (OSError, ValueError):  # no quota here ("max")
+            continue
+    return found
+
+
+def fewer_cores() -> int:
+    """`cores()` where the process may use only some of the machine's, else 0: then a library's own choice is the best."""
+    found = cores()
+    return found if found < (os.cpu_count() or 1) else 0
 
 
 def memory() -> tuple[int, int] | None:
@@ -117,7 +130,7 @@ def _control_groups() -> list[Path]:
 
 
 def _memory_windows() -> tuple[int, int] | None:
-    import ctypes  # noqa: PLC0415  # only here
+    import ctypes  # only here
 
     class Status(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong), *((name, ctypes.c_ulonglong) for name in _STATUS)]

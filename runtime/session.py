@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..models import onnx_file, onnx_weights
 from ..models.errors import BundleError, ProviderError
 from ..models.manifest import Tensor
-from . import graph_cache
+from . import graph_cache, machine
 from .failures import mapped
 from .providers import Provider, onnxruntime, plugin_devices
 
@@ -33,7 +33,7 @@ class SessionOptions:
     """How a graph is opened."""
 
     threads: int = 0
-    """Threads inside an operator; 0 lets ORT take one a physical core."""
+    """Threads inside an operator; 0 takes one for each physical core, or for each core that this process may use if those are fewer."""
     prepack: bool = True
     """Copy weights into the layout that kernels like best. Off, they stay mapped from disk: a fraction of the memory, twice the time."""
     arena: bool = True
@@ -185,7 +185,7 @@ def _inference(ort: Any, source: str | bytes, settings: Any, provider: Provider)
 def _settings(ort: Any, provider: Provider, options: SessionOptions) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
-    settings.intra_op_num_threads = options.threads
+    settings.intra_op_num_threads = options.threads or machine.fewer_cores()
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.enable_cpu_mem_arena = options.arena
     settings.enable_mem_pattern = provider.memory_pattern and options.arena
@@ -269,7 +269,7 @@ _WORK = frozenset({
 
 def work_left_to_cpu(inference: Any) -> list[str]:
     """Operators of `inference` (opened with `session.record_ep_graph_assignment_info`) that do real work on the CPU."""
-    if not hasattr(inference, "get_provider_graph_assignment_info"):  # ORT before 1.24
+    if not hasattr(inference, "get_provider_graph_assignment_info"):  # an older onnxruntime does not tell
         return []
     parts = inference.get_provider_graph_assignment_info()
     return sorted({node.op_type for part in parts if part.ep_name == "CPUExecutionProvider" for node in part.get_nodes()} & _WORK)

@@ -114,8 +114,9 @@ def test_what_is_no_onnx_model_is_refused_and_named(tmp_path: Path, data: bytes,
 
 
 def test_half_a_model_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
-    for size in range(1, len(NESTED), 17):
-        (tmp_path / "model.onnx").write_bytes(NESTED[:size])
+    data = small_graphs.linear(tmp_path / "whole.onnx").read_bytes()
+    for size in range(1, len(data), 11):
+        (tmp_path / "model.onnx").write_bytes(data[:size])
         with pytest.raises(BundleError, match=r"model\.onnx: not an ONNX model"):
             onnx_file.read(tmp_path / "model.onnx")
 
@@ -132,7 +133,7 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path: Path) -> None:
 NESTED = nested().SerializeToString()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_changed_bytes_give_a_graph_or_a_refusal_and_nothing_else(tmp_path: Path, edits: list[tuple[int, int]]) -> None:
     data = bytearray(NESTED)
@@ -205,3 +206,17 @@ def test_a_forbidden_operator_is_found_in_branches_and_functions(tmp_path: Path)
         path = small_graphs.save(proto, tmp_path / f"{place}.onnx")
         with pytest.raises(BundleError, match="EPContext"):
             check_operators(onnx_file.read(path), path)
+
+
+def test_a_function_of_the_file_does_not_make_a_forbidden_name_good(tmp_path: Path) -> None:
+    for domain, fine in (("mine", True), ("com.microsoft", False), ("ai.onnx.ml", False)):
+        body = [helper.make_node("Add", ["a", "a"], ["b"])]
+        function = helper.make_function(domain, "EPContext", ["a"], ["b"], body, [helper.make_opsetid("", 18)])
+        node = helper.make_node("EPContext", ["x"], ["y"], domain=domain)
+        proto = small_graphs.model([node], {"x": (1, [1])}, {"y": (1, [1])}, {}, functions=[function])
+        path = small_graphs.save(proto, tmp_path / "model.onnx")
+        if fine:
+            check_operators(onnx_file.read(path), path)
+        else:
+            with pytest.raises(BundleError, match="EPContext"):
+                check_operators(onnx_file.read(path), path)
