@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 from ..models.errors import RequestError
 from ..models.manifest import Noise
+from . import samplers_exponential as exponential
 from . import samplers_multistep as multistep
 from . import samplers_onestep as onestep
 from .denoise import Array
@@ -91,7 +92,7 @@ _TABLE = (
     ),
     Sampler(
         "unipc",
-        multistep.unipc,
+        exponential.unipc,
         "UniPC",
         ("UniPCMultistepScheduler", "uni_pc"),
         grid="spare",
@@ -100,7 +101,7 @@ _TABLE = (
     ),
     Sampler(
         "dpm++2m",
-        multistep.dpmpp_2m,
+        exponential.dpmpp_2m,
         "DPM++ 2M",
         ("DPMSolverMultistepScheduler", "dpm_solver++"),
         "karras",
@@ -110,7 +111,7 @@ _TABLE = (
     ),
     Sampler(
         "dpm++2m_sde",
-        multistep.dpmpp_2m_sde,
+        exponential.dpmpp_2m_sde,
         "DPM++ 2M SDE",
         ("sde-dpmsolver++",),
         "exponential",
@@ -121,7 +122,7 @@ _TABLE = (
     ),
     Sampler(
         "dpm++3m_sde",
-        multistep.dpmpp_3m_sde,
+        exponential.dpmpp_3m_sde,
         "DPM++ 3M SDE",
         (),
         "exponential",
@@ -132,7 +133,7 @@ _TABLE = (
     ),
     Sampler(
         "dpm++2s",
-        multistep.dpmpp_2s,
+        exponential.dpmpp_2s,
         "DPM++ 2S",
         ("DPMSolverSinglestepScheduler",),
         "karras",

@@ -37,7 +37,7 @@ def test_the_nv_kind_gives_the_numbers_that_a1111_publishes_for_seed_0() -> None
         [-0.12086647, -0.57972564, -0.62285122, -0.32838709],
         [-1.07454231, -0.36314407, -1.67105067, 2.26550497],
     ]
-    np.testing.assert_allclose(rng("nv", 0).normal((3, 4)), published, rtol=0, atol=3e-8)
+    np.testing.assert_allclose(rng("nv", 0).normal((3, 4)), published, rtol=1e-7, atol=3e-8)
 
 
 def test_the_nv_kind_steps_the_counter_once_a_call_and_takes_the_seed_s_high_bits() -> None:
