@@ -1,0 +1,144 @@
+"""The command line as people meet it: a process, its two streams, its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+APPLE = "red apple, flat style, blue background"
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "diffusette", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+
+
+def test_the_demo_model_draws_a_red_apple_on_blue(tmp_path: Path) -> None:
+    done = run("generate", APPLE, "--seed", "7", "-o", tmp_path / "apple.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "apple.png")
+    picture = np.asarray(Image.open(tmp_path / "apple.png"), np.int16)
+    assert picture.shape == (128, 128, 3)
+    corner, middle = picture[:12, :12].mean((0, 1)), picture[56:88, 48:80].mean((0, 1))
+    assert np.abs(corner - (52, 116, 226)).max() < 30
+    assert middle[0] > 150 > 110 > max(middle[1], middle[2])
+
+
+def test_the_same_seed_writes_the_same_bytes_and_a_picture_can_be_drawn_again_from_its_file(tmp_path: Path) -> None:
+    for name in ("one.png", "two.png"):
+        assert run("generate", APPLE, "--seed", "7", "-o", tmp_path / name).returncode == 0
+    assert run("generate", "--from", tmp_path / "one.png", "-o", tmp_path / "three.png").returncode == 0
+    first, *others = ((tmp_path / name).read_bytes() for name in ("one.png", "two.png", "three.png"))
+    assert others == [first, first]
+
+
+def test_json_goes_to_stdout_alone_and_says_what_ran(tmp_path: Path) -> None:
+    done = run("generate", "fox", "--seed", "1", "--count", "2", "--steps", "2", "-o", tmp_path / "fox.png", "--provider", "cpu", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["provider"] == "cpu"
+    assert facts["seeds"] == [1, 2]
+    assert facts["files"] == [str(tmp_path / "fox-1.png"), str(tmp_path / "fox-2.png")]
+    assert set(facts["timings"]) == {"text_encoder", "unet", "vae_decoder", "total"}
+
+
+def test_without_a_name_the_file_is_named_after_prompt_and_seed(tmp_path: Path) -> None:
+    done = run("generate", "A Fox!", "--seed", "3", "--steps", "1", cwd=tmp_path)
+    assert done.stdout.strip() == "a-fox-3.png"
+    assert (tmp_path / "a-fox-3.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["generate", "fox", "--sampler", "eulr"], 1, ["eulr", "euler"]),
+        (["generate", "fox", "--width", "7"], 1, ["width", "7", "multiple of 8"]),
+        (["generate", "fox", "--steps", "0"], 1, ["steps", "0"]),
+        (["generate", "fox", "--model", "{empty}"], 1, ["empty", "no model"]),
+        (["generate", "fox", "--model", "{empty}/none"], 1, ["no such folder"]),
+        (["generate", "fox", "-o", "{empty}/none/fox.png"], 1, ["none", "no such folder"]),
+        (["generate", "fox", "-o", "{empty}/fox.gif"], 1, ["fox.gif", ".png"]),
+        (["generate", "fox", "--init", "{empty}/none.png"], 1, ["none.png"]),
+        (["generate", "fox", "--provider", "cuda"], 1, ["cuda", "install"]),
+        (["generate"], 2, ["prompt"]),
+        (["generate", "fox", "--seed", "seven"], 2, ["seed"]),
+        (["generate", "fox", "--flavour", "sweet"], 2, ["--flavour"]),
+        (["draw"], 2, ["draw"]),
+        (["inspect", "{empty}"], 1, ["empty"]),
+        (["metadata", "{empty}/none.png"], 1, ["none.png"]),
+    ],
+)
+def test_a_mistake_ends_in_one_clear_line_and_leaves_nothing_behind(arguments: list[str], code: int, words: list[str], tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = run(*(argument.format(empty=empty) for argument in arguments), cwd=tmp_path)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert list(empty.iterdir()) == []
+
+
+def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "diffusette", "generate", "fox", "--steps", "1000", "-o", str(tmp_path / "fox.png")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said.strip() == "diffusette: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_accepts_the_shipped_bundle_and_inspect_names_its_licence() -> None:
+    assert run("verify").stdout.startswith("ok")
+    facts = json.loads(run("inspect", "--json").stdout)
+    assert facts["target"] == "cpu"
+    assert facts["source"]["licence"] == "apache-2.0"
+    assert facts["components"]["unet"]["precision"] == "int8"
+
+
+def test_metadata_prints_the_prompt_and_that_a_machine_drew_the_picture(tmp_path: Path) -> None:
+    run("generate", "fox", "--seed", "1", "--steps", "2", "-o", tmp_path / "fox.png")
+    facts = json.loads(run("metadata", tmp_path / "fox.png", "--json").stdout)
+    assert (facts["prompt"], facts["seed"], facts["ai"]) == ("fox", 1, True)
+
+
+def test_marks_can_be_left_out_each_by_its_own_flag(tmp_path: Path) -> None:
+    run("generate", "fox", "--steps", "2", "-o", tmp_path / "fox.png", "--no-metadata")
+    assert b"fox" not in (tmp_path / "fox.png").read_bytes()
+    facts = json.loads(run("metadata", tmp_path / "fox.png", "--json").stdout)
+    assert facts["ai"] is True
+    run("generate", "fox", "--steps", "2", "-o", tmp_path / "cat.png", "--no-ai-mark")
+    assert json.loads(run("metadata", tmp_path / "cat.png", "--json").stdout)["ai"] is False
+
+
+def test_doctor_names_the_provider_and_what_is_missing() -> None:
+    facts = json.loads(run("doctor", "--json").stdout)
+    assert facts["providers"]["cpu"]["available"]
+    assert "install" in facts["providers"]["cuda"]["missing"]
+    assert facts["telemetry"] is False
+
+
+def test_a_run_without_a_home_folder_works_and_opens_no_socket(tmp_path: Path) -> None:
+    code = (
+        "import socket, sys\n"
+        "def refuse(event, arguments):\n"
+        "    if event.startswith('socket.'): raise AssertionError(event)\n"
+        "sys.addaudithook(refuse)\n"
+        "import diffusette\n"
+        "diffusette.load().generate('fox', seed=1, steps=1)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in {"HOME", "XDG_CACHE_HOME"}}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment | {"HOME": "/nonexistent"}, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
