@@ -24,8 +24,6 @@ from ..models.errors import BundleError
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_FILE = 64 << 20
 """A vocabulary file is at most this many bytes; CLIP's have 1 to 4 MB."""
-MAX_LENGTH = 4096
-"""A longer chunk is taken for "no length" (transformers writes 1e30)."""
 
 T = TypeVar("T")
 
@@ -109,26 +107,6 @@ def open_tokenizer(folder: Path, description: manifest.Tokenizer) -> Tokenizer:
     return Tokenizer(bpe, description.length, start, end, description.pad, bpe.token_to_id("," + _END_OF_WORD))
 
 
-def describe(folder: Path, name: str, positions: int) -> manifest.Tokenizer:
-    """What a manifest says of the tokenizer in `folder`, read off its files, for a model folder without a manifest.
-
-    `name` is the folder's path inside the bundle; `positions` is how many tokens the text encoder takes, which is the
-    length where the tokenizer names none, and bounds it where it does.
-
-    Raises:
-        BundleError: a file is missing or is no CLIP tokenizer.
-    """
-    config = {**_json(folder / "special_tokens_map.json", missing={}), **_json(folder / "tokenizer_config.json", missing={})}
-    length = config.get("model_max_length")
-    length = int(length) if isinstance(length, (int, float)) and 3 <= length <= MAX_LENGTH else positions
-    named: Any = config.get("pad_token") or END
-    pad = str(cast("dict[str, Any]", named).get("content", END) if isinstance(named, dict) else named)
-    identity = tokenizers.Tokenizer(_read_model(folder)).token_to_id(pad)
-    if identity is None:
-        raise BundleError(f"{folder}: the padding token {pad!r} is not in the vocabulary")
-    return manifest.Tokenizer(folder=name, length=min(length, positions), pad=identity)
-
-
 class _Model(msgspec.Struct):
     vocab: dict[str, int]
     merges: list[str | tuple[str, str]]
@@ -173,10 +151,6 @@ def _pair(merge: str | tuple[str, str], path: Path) -> tuple[str, str]:
     if not left or not right:
         raise BundleError(f"{path}: a merge is two symbols, got {merge!r}")
     return left, right
-
-
-def _json(path: Path, *, missing: dict[str, Any]) -> dict[str, Any]:
-    return _decode(path, dict[str, Any]) if path.exists() else missing
 
 
 def _decode(path: Path, kind: type[T]) -> T:

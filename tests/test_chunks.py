@@ -8,8 +8,9 @@ import pytest
 
 from diffusette.models.errors import RequestError
 from diffusette.runtime import chunks, prompts
-from diffusette.runtime.tokenizer import Tokenizer, describe, open_tokenizer
+from diffusette.runtime.tokenizer import Tokenizer
 from tests import tiny_models
+from tests.tokens import opened
 
 A, B = "a", "b"
 
@@ -19,7 +20,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     """Chunks of 32 tokens, 30 of them text; padding that is not the end token."""
     folder = tmp_path_factory.mktemp("tokenizer")
     tiny_models.save_tokenizer(folder, pad="!")
-    return open_tokenizer(folder, describe(folder, "tokenizer", 77))
+    return opened(folder)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import torch
 
 from diffusette.models.errors import RequestError
 from diffusette.runtime import inversion
-from diffusette.runtime.tokenizer import Tokenizer, describe, open_tokenizer
+from diffusette.runtime.tokenizer import Tokenizer
 from tests import tiny_models
+from tests.tokens import opened
 
 rng = np.random.default_rng(0)
 
@@ -20,7 +21,7 @@ rng = np.random.default_rng(0)
 def tokenizer(tmp_path_factory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     tiny_models.save_tokenizer(folder)
-    return open_tokenizer(folder, describe(folder, "tokenizer", 12))
+    return opened(folder)
 
 
 @pytest.fixture(scope="module")

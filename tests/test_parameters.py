@@ -104,9 +104,9 @@ def test_any_text_is_read(text):
     "text", ["a:" * 500_000, 'a:"' * 300_000, "a" * 1_000_000, "a: [" * 250_000, 'a: "' + "\\" * 1_000_000, "\n" * 1_000_000]
 )
 def test_hostile_texts_take_bounded_time(text):
-    begin = time.perf_counter()
+    begin = time.thread_time()
     parameters.parse(text)
-    assert time.perf_counter() - begin < 3
+    assert time.thread_time() - begin < 3
 
 
 @given(st.text(st.sampled_from([*'aé🦊,:"\\\n\r\t\x00\x1f\x7f\u2028\ufffe\uffff']), max_size=40))

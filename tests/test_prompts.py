@@ -213,9 +213,9 @@ def test_cleaning_twice_changes_nothing_more(text):
 
 
 def test_a_prompt_of_ten_megabytes_is_cut_and_says_so():
-    begin = time.perf_counter()
+    begin = time.thread_time()
     parsed = prompts.parse("word, " * 1_750_000)
-    assert time.perf_counter() - begin < 2
+    assert time.thread_time() - begin < 2
     assert "20,000 of 10,500,000 characters" in parsed.notes[0]
     assert len(prompts.at_step(parsed.parts[0].nodes, 0, 1)[0][0].text) == prompts.MAX_CHARACTERS
 
@@ -228,16 +228,32 @@ def test_lone_surrogates_are_replaced_and_it_is_said():
 
 @pytest.mark.parametrize(
     "text",
-    ["(" * 20_000, ")" * 20_000, "(" * 9_999 + "x", "[(" * 9_999, "([" * 5_000 + ")" * 9_000, " " * 20_000, ":" * 20_000, "|" * 20_000]
-    + ["\\" * 20_000, "[a|" * 6_000, "<lora:" * 3_300, "a" * 20_000, "BREAK " * 3_300, "1" * 20_000, "()" * 10_000, "[a:b:1]" * 2_800],
+    [
+        "(" * 20_000,
+        ")" * 20_000,
+        "(" * 9_999 + "x",
+        "[(" * 9_999,
+        "([" * 5_000 + ")" * 9_000,
+        " " * 20_000,
+        ":" * 20_000,
+        "|" * 20_000,
+        "\\" * 20_000,
+        "[a|" * 6_000,
+        "<lora:" * 3_300,
+        "a" * 20_000,
+        "BREAK " * 3_300,
+        "1" * 20_000,
+        "()" * 10_000,
+        "[a:b:1]" * 2_800,
+    ],
     ids=lambda text: f"{text[:6]}…",
 )
 def test_pathological_texts_take_bounded_time(text):
-    begin = time.perf_counter()
+    begin = time.thread_time()
     with suppress(RequestError):
         (part,) = prompts.parse(text).parts
         prompts.at_step(part.nodes, 0, 20)
-    assert time.perf_counter() - begin < 2
+    assert time.thread_time() - begin < 2
 
 
 @pytest.mark.parametrize("text", ["(" * 9_999 + "x" + ")" * 9_999, "[" * 5_000 + "]" * 5_000, "(" * 101 + "x" + ")" * 101])

@@ -15,8 +15,8 @@ from diffusette.models.errors import BundleError, RequestError
 from diffusette.models.manifest import Tensor
 from diffusette.runtime import text
 from diffusette.runtime.text import Encoded, Sizes, TextEncoder
-from diffusette.runtime.tokenizer import describe, open_tokenizer
 from tests import tiny_models
+from tests.tokens import opened
 
 SIGMAS = np.array([10.0, 8.0, 6.0, 4.0, 2.0, 0.0])
 TOKENS = tiny_models.TOKENS
@@ -86,7 +86,7 @@ def large(tmp_path_factory) -> StableDiffusionXLPipeline:
 
 def encoder_of(pipeline, name: str = "text_encoder", **options) -> TextEncoder:
     folder = pipeline.folder / name.replace("text_encoder", "tokenizer")
-    tokenizer = open_tokenizer(folder, describe(folder, folder.name, TOKENS))
+    tokenizer = opened(folder, TOKENS)
     xl = isinstance(pipeline, StableDiffusionXLPipeline)
     session = TorchText(getattr(pipeline, name), raw=xl, **options)
     return TextEncoder(session, tokenizer, penultimate=xl, pooled=name == "text_encoder_2")
