@@ -81,7 +81,10 @@ def unet(session: Unet, noise: Noise) -> Predict:
         if ready.keys() != expected.keys():
             raise BundleError(f"U-Net: the graph takes {_listed(expected)}, but the prompt gives {_listed(ready)}: export the model again")
         cast = {name: np.asarray(_whole(value, expected[name]), dtype=expected[name], order="C") for name, value in ready.items()}
-        return np.asarray(session.run(cast)["out_sample"], dtype=np.float32)
+        outputs = session.run(cast)
+        if "out_sample" not in outputs:
+            raise BundleError(f"U-Net: the graph gives {_listed(outputs)}, but out_sample was expected: export the model again")
+        return np.asarray(outputs["out_sample"], dtype=np.float32)
 
     return predict
 

@@ -83,6 +83,12 @@ def test_extra_channels_are_put_behind_the_sample_as_they_are() -> None:
         np.testing.assert_array_equal(row[4:], extra[0])
 
 
+def test_a_graph_without_the_output_is_refused() -> None:
+    session = FakeSession(lambda feeds: {"noise": feeds["sample"]}, session_of().inputs)
+    with pytest.raises(BundleError, match="the graph gives noise, but out_sample was expected"):
+        denoise.unet(session, Noise())(X, SIGMA, prompt(1.0))
+
+
 def test_feeds_that_the_graph_does_not_take_and_inputs_that_nobody_feeds_are_refused() -> None:
     with pytest.raises(BundleError, match=r"takes encoder_hidden_states, sample, timestep, but the prompt gives .*time_ids"):
         denoise.unet(session_of(), Noise())(X, SIGMA, prompt(1.0) | {"time_ids": np.zeros((1, 6), np.float32)})
