@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from ..models.errors import RequestError
+from .prompts import clean
 from .samplers import SAMPLERS
 from .schedules import SCHEDULES
 
@@ -52,9 +53,10 @@ def tool() -> str:
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What it takes to draw a picture again. A field that an older version does not know is passed over."""
+    """What it takes to draw a picture again. A field that this version does not know is passed over."""
 
     prompt: str
+    """As it was drawn: `prompts.clean` has been over it, and over `negative`."""
     negative: str = ""
     seed: int
     steps: int
@@ -73,6 +75,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: str = msgspec.field(default_factory=tool)
     """The program that drew it."""
 
+    def __post_init__(self) -> None:
+        for field, text in (("prompt", self.prompt), ("negative", self.negative)):
+            msgspec.structs.force_setattr(self, field, clean(text)[0])
+
 
 def to_json(record: Record) -> str:
     """`record` in JSON; the same record gives the same text.
@@ -83,7 +89,7 @@ def to_json(record: Record) -> str:
     try:
         return msgspec.json.encode(record, order="deterministic").decode()
     except (UnicodeError, TypeError, ValueError, msgspec.MsgspecError) as error:
-        raise RequestError(f"metadata: the record cannot be stored ({error}): expected text and numbers; see `prompts.clean`") from error
+        raise RequestError(f"metadata: the record cannot be stored ({error}): expected text and numbers") from error
 
 
 def from_json(data: str | bytes) -> Record | None:

@@ -208,7 +208,7 @@ def test_xmp_is_read_in_an_editors_writing_too():
 
 
 def test_a_prompt_too_long_for_a_jpeg_is_refused_and_fits_elsewhere(tmp_path):
-    record = msgspec.structs.replace(RECORD, prompt="word " * 20_000)
+    record = msgspec.structs.replace(RECORD, prompt="word " * 4_000, negative="日" * 20_000)
     with pytest.raises(RequestError, match="write PNG or WebP"):
         metadata.write(IMAGE, tmp_path / "a.jpg", record)
     for name in ("a.png", "a.webp"):

@@ -120,7 +120,7 @@ def test_a_record_comes_back_unchanged(text):
 
 def test_what_is_no_json_is_refused():
     with pytest.raises(RequestError, match="cannot be stored"):
-        parameters.to_json(msgspec.structs.replace(RECORD, prompt="\ud800"))
+        parameters.to_json(msgspec.structs.replace(RECORD, extra={"x": "\ud800"}))
     with pytest.raises(RequestError, match="cannot be stored"):
         parameters.to_json(msgspec.structs.replace(RECORD, extra={"x": object()}))
 
