@@ -14,7 +14,6 @@ def keep_outside(denoise: Denoise, mask: Array, known: Array, noise: Array) -> D
     Before each call the known part gets `noise` of the level asked for, so that the model sees a picture of one noise level;
     after it the known part is put back. All arrays are float32, (1, channels or 1, height, width) in latent pixels.
     """
-
     kept = (1 - mask).astype(np.float32)
 
     def blended(x: Array, sigma: float) -> Array:

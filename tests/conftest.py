@@ -32,7 +32,6 @@ class FakeSession:
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
     """Family → (tiny random diffusers folder, its fp32 bundle for the CPU); each exported once for all tests."""
     from diffusette.export.export import Options, export_folder
-
     from tests import tiny_models
 
     made: dict[str, tuple[Path, Path]] = {}

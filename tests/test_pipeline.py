@@ -79,9 +79,11 @@ def test_a_preview_of_the_last_step_is_the_picture(drawer: Pipeline) -> None:
 def test_two_threads_that_share_a_pipeline_get_their_own_pictures(drawer: Pipeline) -> None:
     wanted = [drawer.generate(PROMPT, seed=seed, steps=4).images[0] for seed in (1, 2)]
     found: dict[int, Image.Image] = {}
-    threads = [
-        threading.Thread(target=lambda seed=seed: found.update({seed: drawer.generate(PROMPT, seed=seed, steps=4).images[0]})) for seed in (1, 2)
-    ]
+
+    def draw(seed: int) -> None:
+        found[seed] = drawer.generate(PROMPT, seed=seed, steps=4).images[0]
+
+    threads = [threading.Thread(target=draw, args=(seed,)) for seed in (1, 2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -184,7 +186,8 @@ def test_a_family_draws_what_diffusers_own_pipeline_draws(bundle_of: Callable[[s
         judge.scheduler = EulerDiscreteScheduler.from_config(judge.scheduler.config, timestep_spacing="linspace")
     else:
         fields["sampler"], fields["schedule"] = "ddim", "leading"
-        judge.scheduler = DDIMScheduler.from_config(judge.scheduler.config, timestep_spacing="leading", clip_sample=False, set_alpha_to_one=True)
+        settings = {"timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": True}
+        judge.scheduler = DDIMScheduler.from_config(judge.scheduler.config, **settings)
     if family == "sd1-inpaint":
         init = Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8))
         mask = Image.new("L", (width, height), 255)

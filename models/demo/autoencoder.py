@@ -69,21 +69,15 @@ def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
 
 
 @click.command()
-@click.option("--steps", default=9000)
+@click.option("--steps", default=2400)
 @click.option("--lr", default=1.5e-3)
-@click.option("--optimizer", default="muon")
-@click.option("--name", default="autoencoder")
-@click.option("--minutes", default=1e9)
-def main(steps: int, lr: float, optimizer: str, name: str, minutes: float) -> None:
+def main(steps: int, lr: float) -> None:
     torch.manual_seed(0)
     drawings = data.fetch_drawings()
     vae = build()
     matrices, others = split_parameters([vae], ("conv_in", "conv_out", "quant_conv"))
-    if optimizer == "muon":
-        optimizers: list[torch.optim.Optimizer] = [Muon(matrices, lr), torch.optim.AdamW(others, lr, weight_decay=0)]
-    else:
-        optimizers = [torch.optim.AdamW([*matrices, *others], lr, weight_decay=0, fused=True)]
-    checkpoint = data.WORK / f"{name}.pt"
+    optimizers: list[torch.optim.Optimizer] = [Muon(matrices, lr), torch.optim.AdamW(others, lr, weight_decay=0)]
+    checkpoint = data.WORK / "autoencoder.pt"
     first = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -104,14 +98,12 @@ def main(steps: int, lr: float, optimizer: str, name: str, minutes: float) -> No
         for one in optimizers:
             one.step()
             one.zero_grad()
-        done = step + 1 == steps or time.monotonic() - started > 60 * minutes
-        if (step + 1) % 250 == 0 or done:
-            print(f"{time.monotonic() - started:6.0f} s  step {step + 1}  loss {float(loss):.4f}  PSNR {psnr(vae, test):.2f} dB", flush=True)
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            seconds, value = time.monotonic() - started, float(loss.detach())
+            print(f"{seconds:6.0f} s  step {step + 1}  loss {value:.4f}  PSNR {psnr(vae, test):.2f} dB", flush=True)
             temporary = checkpoint.with_suffix(".tmp")
             torch.save({"vae": vae.state_dict(), "optimizers": [one.state_dict() for one in optimizers], "step": step + 1}, temporary)
             temporary.replace(checkpoint)
-        if done:
-            break
 
 
 if __name__ == "__main__":

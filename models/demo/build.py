@@ -22,6 +22,7 @@ from transformers import CLIPTextModel
 
 SOURCE = data.HERE / "source"
 BUNDLE = data.HERE / "bundle"
+DEFAULTS = {"width": 128, "height": 128, "steps": 14, "guidance": 3.0, "sampler": "dpm++2m", "schedule": "model"}
 STAGES = ("data", "autoencoder", "text", "unet", "decoder", "judge")
 
 
@@ -66,7 +67,7 @@ def assemble(folder: Path) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     write_json(folder / "model_index.json", index)
-    write_json(folder / "diffusette.json", {"width": 128, "height": 128, "steps": 14, "guidance": 3.0, "sampler": "dpm++2m", "schedule": "model"})
+    write_json(folder / "diffusette.json", DEFAULTS)
     shutil.copy(data.HERE / "MODEL_CARD.md", folder / "README.md")
     shutil.copy(data.HERE / "LICENSES.md", folder / "LICENSE.md")
 

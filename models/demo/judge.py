@@ -59,7 +59,8 @@ def spoil(x: Tensor, rng: torch.Generator) -> Tensor:
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
     theta[:, :, 2] = moved
-    x = functional.grid_sample(x, functional.affine_grid(theta, list(x.shape), align_corners=False), padding_mode="border", align_corners=False)
+    grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
+    x = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
     soft = functional.avg_pool2d(functional.pad(x, (2, 2, 2, 2), mode="replicate"), 5, 1)
     x = torch.lerp(x, soft, uniform(0, 1, count, 1, 1, 1) * (uniform(0, 1, count, 1, 1, 1) < 0.6))
     x = x * uniform(0.85, 1.1, count, 1, 1, 1) + uniform(-0.08, 0.08, count, 3, 1, 1)
@@ -82,7 +83,7 @@ def train() -> None:
     started = time.monotonic()
     for step in range(STEPS):
         rng = np.random.default_rng((6, step))
-        picks = rng.integers(0, drawings.shape[:2] + (len(data.BACKGROUNDS),), (BATCH, 3))
+        picks = rng.integers(0, (*drawings.shape[:2], len(data.BACKGROUNDS)), (BATCH, 3))
         logits = judge(spoil(pictures_of(drawings, picks), noise))
         loss = sum(functional.cross_entropy(one, torch.from_numpy(picks[:, index])) for index, one in enumerate(logits))
         optimizer.zero_grad()
@@ -96,8 +97,10 @@ def train() -> None:
 
 
 def prompts() -> list[tuple[str, int, int | None, int | None]]:
-    """(prompt, subject, style, background), fixed before any training: 100 plain names, then 100 full prompts, half of
-    them combinations that were held out from training."""
+    """(prompt, subject, style, background), fixed before any training.
+
+    100 plain names, then 100 full prompts, half of them combinations that were held out from training.
+    """
     subjects = data.read_subjects()
     styles, backgrounds = list(data.STYLES), list(data.BACKGROUNDS)
     rng = np.random.default_rng(2026)
@@ -128,7 +131,8 @@ def score(pictures: Tensor) -> dict[str, float]:
     subject, style, background = judge_pictures(pictures)
     wanted = prompts()
     subjects = data.read_subjects()
-    held = np.array([s is not None and data.held_out(subjects.icons[i], list(data.STYLES)[s], list(data.BACKGROUNDS)[b or 0]) for _, i, s, b in wanted])
+    styles, backgrounds = list(data.STYLES), list(data.BACKGROUNDS)
+    held = np.array([s is not None and data.held_out(subjects.icons[i], styles[s], backgrounds[b or 0]) for _, i, s, b in wanted])
     right = np.array([subject[row] == one[1] for row, one in enumerate(wanted)])
     full = np.array([one[2] is not None for one in wanted])
     return {

@@ -33,8 +33,8 @@ def main(guidance: float, steps: int, count: int) -> None:
         for first in range(0, len(wanted), 50):
             prompts = [prompt for prompt, *_ in wanted[first : first + 50]]
             states = text_encoder(encoder(prompts + [""] * len(prompts))).last_hidden_state
-            noise = [np.random.default_rng(first + row).standard_normal((autoencoder.LATENT_CHANNELS, 16, 16)) for row in range(len(prompts))]
-            x = torch.from_numpy(np.stack(noise)).float()
+            noise = np.random.default_rng(first).standard_normal((len(prompts), autoencoder.LATENT_CHANNELS, 16, 16))
+            x = torch.from_numpy(noise).float()
             for t, t_next in zip(timesteps, [*timesteps[1:], None], strict=True):
                 positive, negative = model(torch.cat([x, x]), t, states).sample.float().chunk(2)
                 v = negative + guidance * (positive - negative)

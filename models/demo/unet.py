@@ -120,7 +120,7 @@ class Batches:
 
 
 @click.command()
-@click.option("--steps", default=2000)
+@click.option("--steps", default=1620)
 @click.option("--lr", default=1.5e-3)
 def main(steps: int, lr: float) -> None:
     torch.manual_seed(0)
