@@ -40,20 +40,23 @@ def _from_record(source: Path, *, has_init: bool) -> Request:
         raise RequestError(f"{source}: has no record of ours: expected a picture that diffusette drew, with its metadata")
     if record.extra.get("strength") is not None and not has_init:
         raise RequestError(f"{source}: was drawn over another picture, which it does not hold: give that one with --init")
-    return Request(
-        record.prompt,
-        **Fields(
-            negative=record.negative,
-            width=record.width,
-            height=record.height,
-            steps=record.steps,
-            guidance=record.guidance,
-            sampler=record.sampler,
-            schedule=record.schedule,
-            seed=record.seed,
-            **record.extra,
-        ),
-    )
+    strange = record.extra.keys() - Fields.__annotations__.keys()
+    if strange:
+        raise RequestError(
+            f"{source}: its record has {', '.join(sorted(strange))[:200]}, which this version does not know: upgrade diffusette"
+        )
+    fields: dict[str, Any] = {
+        "negative": record.negative,
+        "width": record.width,
+        "height": record.height,
+        "steps": record.steps,
+        "guidance": record.guidance,
+        "sampler": record.sampler,
+        "schedule": record.schedule,
+        "seed": record.seed,
+        **record.extra,
+    }
+    return Request(record.prompt, **Fields(**fields))
 
 
 def paths_for(output: Path | None, request: Request) -> Callable[[int], Path]:

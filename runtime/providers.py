@@ -141,7 +141,8 @@ def _automatic(target: Target | None) -> Provider:
     for name in _AUTOMATIC:
         provider = TABLE[name]
         if target is not None and target not in provider.targets:
-            passed.append(f"{name} does not run {target!r} graphs")
+            if not why_missing(provider):
+                passed.append(f"{name} is there, but this bundle was made for {target!r}: export it with --target {provider.targets[0]}")
             continue
         why = why_missing(provider)
         if not why:

@@ -91,10 +91,14 @@ def test_a_mistake_ends_in_one_clear_line_and_leaves_nothing_behind(
     assert list(empty.iterdir()) == []
 
 
+LISTEN = (  # jobs in the background start deaf to Ctrl-C, and so would theirs
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_module('diffusette', run_name='__main__')"
+)
+
+
 def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "diffusette", "generate", "fox", "--steps", "1000", "-o", str(tmp_path / "fox.png")]
-    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # background jobs start deaf to Ctrl-C
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+    command = [sys.executable, "-c", LISTEN, "generate", "fox", "--steps", "1000", "-o", str(tmp_path / "fox.png")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     time.sleep(3)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
