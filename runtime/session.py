@@ -102,8 +102,10 @@ class Session:
 
     def close(self) -> None:
         """Give memory back. A closed session cannot run again; closing twice is harmless."""
-        self._inference = self._alive = None
-        self._held.clear()
+        if self._inference is not None:
+            self._inference = self._alive = None
+            self._held.clear()
+            machine.give_memory_back()
 
     def _place(self, name: str, array: Array, declared: Tensor) -> Any:
         """`array` in the device's memory; the copy made before, if it is of the same array and that cannot have changed."""
