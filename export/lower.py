@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from ..models.manifest import Component
-from . import parity, quantize, ranges, recipe, write
+from ..models.manifest import Component, Precision
+from . import equalize, parity, quantize, ranges, recipe, write
 from .calibrate import Feeds, open_graph
-from .recipe import Kind
 
 PROMOTED = 8
 """Layers that go back to float at once while the bar is not met: an eighth of those that are left, at least so many."""
@@ -37,21 +36,21 @@ def to_int8(name: str, float_folder: Path, folder: Path, work: Path, feeds: Sequ
     checked = feeds[:: max(1, len(feeds) // 8)]
     expected = [reference.run(feed) for feed in checked]
     reference.close()
-    seen = _observed(name, float_folder, work, feeds)
-    promoted: dict[str, Kind] = {}
+    plain = write.load(float_folder)
+    elements = sum(layer.elements for layer in quantize.layers(plain))
+    kinds = {layer.name: recipe.kind(name, layer.name, elements) for layer in quantize.layers(plain)}
+    scales = equalize.scales(plain, feeds, work, open_graph)
+    equalize.apply(plain, scales)
+    wanted = quantize.wanted_tensors(plain, kinds.__getitem__)
+    seen = ranges.observe(plain, wanted, feeds, work, open_graph) if wanted else {}
     while True:
-        model, rows = quantize.quantize(write.load(float_folder), lambda layer: promoted.get(layer) or recipe.kind(name, layer), seen)
+        model, rows = quantize.quantize(equalize.apply(write.load(float_folder), scales), kinds.__getitem__, seen)
         write.save(model, folder)
         found = parity.compare(open_graph(folder / write.GRAPH), checked, expected)
         weakest = sorted((row for row in rows if row.kind == "int8"), key=lambda row: row.snr or 0.0)
         if found.db >= bar or not weakest:
             break
-        promoted |= dict.fromkeys((row.layer for row in weakest[: max(PROMOTED, len(weakest) // 8)]), "weights")
+        kinds |= dict.fromkeys((row.layer for row in weakest[: max(PROMOTED, len(weakest) // 8)]), "weights")
     parity.require(name, "int8", found, bar, (row.layer for row in weakest[:5]))
-    return Lowered(msgspec.structs.replace(made, precision="int8", parity_db=found.db), tuple(rows))
-
-
-def _observed(name: str, folder: Path, work: Path, feeds: Sequence[Feeds]) -> Mapping[str, ranges.Observed]:
-    model = write.load(folder)
-    wanted = quantize.wanted_tensors(model, lambda layer: recipe.kind(name, layer))
-    return ranges.observe(model, wanted, feeds, work, open_graph) if wanted else {}
+    precision: Precision = "int8" if any(row.kind in {"int8", "weights"} for row in rows) else "fp16"
+    return Lowered(msgspec.structs.replace(made, precision=precision, parity_db=found.db), tuple(rows))

@@ -187,6 +187,26 @@ def _simplify_reshape(model: ir.Model, node: ir.Node, alike: dict[tuple[str, ...
     node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
 
 
+def gemm_to_matmul(model: ir.Model) -> ir.Model:
+    """Gemm with a constant weight → MatMul and Add, the weight transposed where it was not: one kind of linear layer."""
+    for node in nodes_of(model, "Gemm"):
+        x, weight, *bias = node.inputs
+        plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0 and not attribute(node, "transA", 0)
+        if not plain or x is None or weight is None or weight.const_value is None:
+            declined(model).append(f"{node.name}: this Gemm is more than a linear layer")
+            continue
+        nodes: list[ir.Node] = []
+        if attribute(node, "transB", 0):
+            nodes.append(ir.node("Transpose", [weight], {"perm": [1, 0]}))
+            weight = nodes[-1].outputs[0]
+        nodes.append(ir.node("MatMul", [x, weight], name=node.name))
+        nodes[-1].outputs[0].shape, nodes[-1].outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+        if bias and bias[0] is not None:
+            nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias[0]]))
+        replace(node, nodes, nodes[-1].outputs[0])
+    return model
+
+
 def merge_bias(model: ir.Model) -> ir.Model:
     """Add(bias, x) → Add(x, bias): one order, so that providers find their fusions."""
     for node in nodes_of(model, "Add"):
@@ -195,6 +215,67 @@ def merge_bias(model: ir.Model) -> ir.Model:
             node.replace_input_with(0, second)
             node.replace_input_with(1, first)
     return model
+
+
+def pointwise_to_matmul(model: ir.Model) -> ir.Model:
+    """A 1×1 Conv beside the transpose that turns pixels into tokens, or back → MatMul on the tokens' side of it.
+
+    So the projections around transformer blocks give float in 8-bit graphs (a Conv gives 8 bit), and keep their layout.
+    """
+    for conv in nodes_of(model, "Conv"):
+        if not _pointwise(conv):
+            continue
+        users = list(conv.outputs[0].uses())
+        after = users[0].node if len(users) == 1 else None
+        before = producer(conv.inputs[0], "Transpose")
+        if after is not None and after.op_type == "Transpose" and attribute(after, "perm") == (0, 2, 3, 1):
+            transpose = ir.node("Transpose", [conv.inputs[0]], {"perm": [0, 2, 3, 1]})
+            _shaped(transpose.outputs[0], conv.inputs[0], (0, 2, 3, 1))
+            nodes = _linear(model, conv, transpose.outputs[0])
+            replace(after, [transpose, *nodes], nodes[-1].outputs[0])
+        elif before is not None and attribute(before, "perm") == (0, 3, 1, 2) and len(before.outputs[0].uses()) == 1:
+            nodes = _linear(model, conv, before.inputs[0])
+            transpose = ir.node("Transpose", [nodes[-1].outputs[0]], {"perm": [0, 3, 1, 2]})
+            replace(conv, [*nodes, transpose], transpose.outputs[0])
+    return tidy(model)
+
+
+def _pointwise(conv: ir.Node) -> bool:
+    weight = conv.inputs[1]
+    plain = all(attribute(conv, name, 1) in {1, (1, 1)} for name in ("group", "strides", "dilations"))
+    alone = (
+        weight is not None and weight.const_value is not None and len(weight.uses()) == 1 and tuple(weight.const_value.shape)[2:] == (1, 1)
+    )
+    return plain and alone and not any(attribute(conv, "pads", ()))
+
+
+def _linear(model: ir.Model, conv: ir.Node, x: ir.Value | None) -> list[ir.Node]:
+    """MatMul (and Add) on the last axis of `x`, with the weight of the 1×1 `conv` under its own name."""
+    weight, old = conv.inputs[1], conv.inputs[1].const_value if conv.inputs[1] is not None else None
+    assert weight is not None
+    assert old is not None
+    rows, columns = int(old.shape[1]), int(old.shape[0])
+    weight.const_value = ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(old.numpy().reshape(columns, rows).T), name=weight.name),
+        dtype=old.dtype,
+        shape=ir.Shape((rows, columns)),
+        name=weight.name,
+    )
+    weight.shape = ir.Shape((rows, columns))
+    nodes = [ir.node("MatMul", [x, weight], name=conv.name)]
+    if len(conv.inputs) > 2 and conv.inputs[2] is not None:
+        nodes.append(ir.node("Add", [nodes[0].outputs[0], conv.inputs[2]]))
+    for node in nodes:
+        if x is not None and x.shape is not None:
+            node.outputs[0].shape = ir.Shape([*x.shape[:-1], columns])
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    return nodes
+
+
+def _shaped(value: ir.Value, like: ir.Value | None, perm: Sequence[int]) -> None:
+    """Gives `value` the type of `like` and its shape, permuted."""
+    if like is not None and like.shape is not None:
+        value.shape, value.type = ir.Shape([like.shape[axis] for axis in perm]), like.type
 
 
 # Passes for providers with contrib operators
@@ -318,6 +399,6 @@ def _per_channel(model: ir.Model, value: ir.Value, axes: int) -> ir.Value:
     return value
 
 
-COMMON: tuple[Pass, ...] = (fold_transposed_weights, fold_padding, simplify_reshapes, merge_bias)
-CPU: tuple[Pass, ...] = (*COMMON, fuse_attention, fuse_silu, lower_group_norm)
+COMMON: tuple[Pass, ...] = (gemm_to_matmul, fold_transposed_weights, fold_padding, simplify_reshapes, merge_bias)
+CPU: tuple[Pass, ...] = (*COMMON, pointwise_to_matmul, fuse_attention, fuse_silu, lower_group_norm)
 TARGETS: dict[str, tuple[Pass, ...]] = {"cpu": CPU}

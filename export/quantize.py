@@ -112,7 +112,9 @@ def _kind(layer: Layer, kinds: Callable[[str], Kind]) -> Kind:
     if layer.elements < MINIMUM:
         return "float"
     if wanted == "int8" and layer.node.op_type not in {"Conv", "MatMul"}:
-        return "weights"
+        wanted = "weights"
+    if wanted == "weights" and layer.node.op_type in {"Conv", "Gemm"}:
+        return "half"  # ORT would unpack 8-bit weights of these again in every call
     return wanted
 
 
@@ -126,6 +128,10 @@ def quantize(
         wanted = _kind(layer, kinds)
         if wanted == "float":
             rows.append(Row(layer.name, wanted, 4 * layer.elements, None))
+            continue
+        if wanted == "half":
+            _half(model, layer)
+            rows.append(Row(layer.name, wanted, 2 * layer.elements, None))
             continue
         weight = _Weight(model, layer)
         snr = weight.snr
@@ -161,6 +167,34 @@ class _Weight:
         self.stored = passes.initializer(model, f"{name}_quantized", stored)
         self.scales = passes.initializer(model, f"{name}_scale", self.scale)
         self.zeros = passes.initializer(model, f"zeros_int8_{len(self.scale)}", np.zeros(len(self.scale), np.int8))
+
+
+def _half(model: ir.Model, layer: Layer) -> None:
+    """Stores the weight in 16 bit; the Cast is folded when the graph is opened (of a Gather, done for the rows found)."""
+    old = layer.weight.const_value
+    assert old is not None
+    name = layer.weight.name or ""
+    if name in model.graph.initializers and model.graph.initializers[name].dtype == ir.DataType.FLOAT16:
+        return
+    half = ir.LazyTensor(
+        lambda: ir.tensor(old.numpy().astype(np.float16), name=name),
+        dtype=ir.DataType.FLOAT16,
+        shape=ir.Shape(old.shape.numpy()),
+        name=name,
+    )
+    layer.weight.const_value, layer.weight.dtype = half, ir.DataType.FLOAT16
+    cast = ir.node("Cast", [layer.weight], {"to": ir.DataType.FLOAT.value})
+    if layer.node.op_type == "Gather":
+        cast.replace_input_with(0, layer.node.outputs[0])
+        layer.node.outputs[0].replace_all_uses_with(cast.outputs[0])
+        cast.replace_input_with(0, layer.node.outputs[0])
+        layer.node.outputs[0].dtype = ir.DataType.FLOAT16
+        model.graph.insert_after(layer.node, cast)
+        return
+    model.graph.insert_before(layer.node, cast)
+    for use in list(layer.weight.uses()):
+        if use.node is not cast:
+            use.node.replace_input_with(use.idx, cast.outputs[0])
 
 
 def _weight_only(model: ir.Model, layer: Layer, weight: _Weight) -> None:

@@ -17,10 +17,11 @@ Array = NDArray[np.float32]
 Feeds = Mapping[str, NDArray[Any]]
 KEPT = 4096
 """Values kept of each tensor and run, at an even stride from a place that changes with the run."""
-TOGETHER = 400_000_000
-"""Bytes of observed tensors in one run; more are observed in several."""
 SHRINK = np.linspace(1.0, 0.35, 27)
 """Clipping ranges that are tried, as fractions of the whole range."""
+
+
+_Part = tuple[Array, float, float, Array, Array]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Observed:
     high: float
     channel_means: Array
     """Mean over everything but the channels (axis 1 of four, the last of three dimensions)."""
+    channel_peaks: Array
+    """Likewise the largest absolute value."""
 
 
 def observe(
@@ -56,7 +59,7 @@ def observe(
     """Runs the float `model` on `feeds` and looks at the tensors `names`; `folder` is for graphs with more outputs."""
     values = {value.name: value for node in model.graph for value in node.outputs} | {value.name: value for value in model.graph.inputs}
     own = list(model.graph.outputs)
-    found: dict[str, list[tuple[Array, float, float, Array]]] = {name: [] for name in names}
+    found: dict[str, list[_Part]] = {name: [] for name in names}
     outputs = [values[name] for name in names if not values[name].is_graph_output() and not values[name].is_graph_input()]
     try:
         model.graph.outputs.extend(outputs)
@@ -73,16 +76,16 @@ def observe(
     return {name: _joined(parts) for name, parts in found.items()}
 
 
-def _sample(x: Array, run: int) -> tuple[Array, float, float, Array]:
+def _sample(x: Array, run: int) -> _Part:
     flat = x.reshape(-1)
     stride = max(1, flat.size // KEPT)
     axes = (0, 2, 3) if x.ndim == 4 else tuple(range(x.ndim - 1))
-    return flat[run % stride :: stride][:KEPT].copy(), float(flat.min()), float(flat.max()), x.mean(axis=axes)
+    return flat[run % stride :: stride][:KEPT].copy(), float(flat.min()), float(flat.max()), x.mean(axis=axes), np.abs(x).max(axis=axes)
 
 
-def _joined(parts: Iterable[tuple[Array, float, float, Array]]) -> Observed:
-    values, lows, highs, means = zip(*parts, strict=True)
-    return Observed(np.concatenate(values), min(lows), max(highs), np.mean(np.stack(means), axis=0))
+def _joined(parts: Iterable[_Part]) -> Observed:
+    values, lows, highs, means, peaks = zip(*parts, strict=True)
+    return Observed(np.concatenate(values), min(lows), max(highs), np.mean(np.stack(means), axis=0), np.max(np.stack(peaks), axis=0))
 
 
 def fit(seen: Observed) -> Range:

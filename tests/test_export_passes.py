@@ -138,3 +138,35 @@ def test_computed_shapes_become_constants_or_the_shape_of_another_tensor(tmp_pat
     for value, shape in (("r", ["n", 3, "h*w"]), ("a", ["n", 3, "h*w"]), ("y", ["n", 3, "h", "w"])):
         next(out for node in model.graph for out in node.outputs if out.name == value).shape = ir.Shape(shape)
     assert check(model, (passes.simplify_reshapes,), {"x": normal(2, 3, 4, 5)}, tmp_path) == {"Reshape": 2, "Relu": 1, "Shape": 1}
+
+
+def test_gemm_becomes_a_matmul_and_a_bias(tmp_path):
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)]
+    model = graph(nodes, {"x": ["n", 6]}, {"y": ["n", 4]}, {"w": normal(4, 6), "b": normal(4)})
+    left = check(model, (passes.gemm_to_matmul, passes.fold_transposed_weights), {"x": normal(3, 6)}, tmp_path)
+    assert left == {"MatMul": 1, "Add": 1}
+
+
+def test_a_scaled_gemm_is_declined_with_a_reason():
+    model = graph([helper.make_node("Gemm", ["x", "w"], ["y"], alpha=2.0, name="gemm")], {"x": [2, 6]}, {"y": [2, 4]}, {"w": normal(6, 4)})
+    assert kinds(passes.apply(model, (passes.gemm_to_matmul,))) == {"Gemm": 1}
+    assert passes.declined(model) == ["gemm: this Gemm is more than a linear layer"]
+
+
+def test_pointwise_convolutions_beside_the_transposes_of_tokens_become_matmuls(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c"], kernel_shape=[1, 1]),
+        helper.make_node("Transpose", ["c"], ["t"], perm=[0, 2, 3, 1]),
+        helper.make_node("Relu", ["t"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["back"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["back", "w2"], ["y"], kernel_shape=[1, 1]),
+    ]
+    model = graph(nodes, {"x": ["n", 6, "h", "w"]}, {"y": None}, {"w1": normal(4, 6, 1, 1), "b1": normal(4), "w2": normal(3, 4, 1, 1)})
+    left = check(model, (passes.pointwise_to_matmul,), {"x": normal(2, 6, 3, 5)}, tmp_path)
+    assert left == {"Transpose": 2, "MatMul": 2, "Add": 1, "Relu": 1}
+
+
+def test_a_strided_pointwise_convolution_stays(tmp_path):
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], strides=[2, 2]), helper.make_node("Transpose", ["c"], ["y"], perm=[0, 2, 3, 1])]
+    model = graph(nodes, {"x": [1, 6, 4, 4]}, {"y": None}, {"w": normal(4, 6, 1, 1)})
+    assert check(model, (passes.pointwise_to_matmul,), {"x": normal(1, 6, 4, 4)}, tmp_path) == {"Conv": 1, "Transpose": 1}

@@ -1,0 +1,108 @@
+"""Outliers moved from activations into weights, where each channel has a scale of its own (SmoothQuant, Xiao et al. 2022).
+
+For the second linear layer of a gated feed-forward, `W2 · (h ⊙ gelu(g))`, whose input loses most of all layers in 8 bit:
+h is linear in W1, so that dividing its channels by s and multiplying W2's rows by s changes nothing but the ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from . import passes
+from .quantize import layers
+from .ranges import Array, Feeds, observe
+
+STRENGTH = 0.8
+"""How much of the range moves: 0 leaves it in the activation, 1 puts all of it into the weight."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The two layers of a gated feed-forward."""
+
+    name: str
+    """Name of the second layer."""
+    activation: ir.Value
+    first: ir.Value
+    first_bias: ir.Value | None
+    second: ir.Value
+    start: int
+    """First column of h in the first weight."""
+
+
+def scales(model: ir.Model, feeds: Sequence[Feeds], folder: Path, open_graph: Callable[[Path], Any]) -> dict[str, Array]:
+    """What to divide each channel by, for every gated feed-forward by its second layer's name, as the activations on `feeds` ask for."""
+    pairs = _pairs(model)
+    if not pairs:
+        return {}
+    seen = observe(model, [pair.activation.name or "" for pair in pairs], feeds, folder, open_graph)
+    found: dict[str, Array] = {}
+    for pair in pairs:
+        assert pair.second.const_value is not None
+        weight = np.maximum(np.abs(pair.second.const_value.numpy()).max(axis=1), 1e-6)
+        peaks = np.maximum(seen[pair.activation.name or ""].channel_peaks, 1e-6)
+        scale = peaks**STRENGTH / weight ** (1 - STRENGTH)
+        scale /= np.exp(np.mean(np.log(scale)))
+        found[pair.name] = np.clip(scale, 1e-2, 1e2).astype(np.float32)
+    return found
+
+
+def apply(model: ir.Model, found: Mapping[str, Array]) -> ir.Model:
+    """`model` with the channels of its gated feed-forwards scaled; it computes the same."""
+    for pair in _pairs(model):
+        scale = found[pair.name]
+        columns = _columns(pair, scale)
+        _scaled(pair.first, columns[None, :])
+        if pair.first_bias is not None:
+            _scaled(pair.first_bias, columns)
+        _scaled(pair.second, scale[:, None])
+    return model
+
+
+def _columns(pair: _Pair, scale: Array) -> Array:
+    assert pair.first.const_value is not None
+    columns = np.ones(int(pair.first.const_value.shape[1]), np.float32)
+    columns[pair.start : pair.start + len(scale)] = 1 / scale
+    return columns
+
+
+def _scaled(value: ir.Value, factor: Array) -> None:
+    old = value.const_value
+    assert old is not None
+    value.const_value = ir.LazyTensor(
+        lambda: ir.tensor((old.numpy() * factor).astype(np.float32), name=value.name), dtype=old.dtype, shape=old.shape, name=value.name
+    )
+
+
+def _pairs(model: ir.Model) -> list[_Pair]:
+    """Layers whose input is h ⊙ gelu(g), with h and g the halves of another layer's output that goes nowhere else."""
+    every = [layer for layer in layers(model) if layer.node.op_type == "MatMul"]
+    outputs = {id(layer.output): layer for layer in every}
+    found: list[_Pair] = []
+    for layer in every:
+        product = passes.producer(layer.input, "Mul")
+        if product is None or len(layer.input.uses()) != 1:
+            continue
+        gate = next((place for place in (0, 1) if passes.producer(product.inputs[place], "Gelu")), None)
+        half = None if gate is None else product.inputs[1 - gate]
+        split = passes.producer(half, "Split")
+        whole = None if split is None or split.inputs[0] is None else outputs.get(id(split.inputs[0]))
+        if (
+            split is None
+            or whole is None
+            or half is None
+            or len(half.uses()) != 1
+            or len(whole.output.uses()) != 1
+            or len(whole.weight.uses()) != 1
+        ):
+            continue
+        assert layer.weight.const_value is not None
+        start = split.outputs.index(half) * int(layer.weight.const_value.shape[0])
+        found.append(_Pair(layer.name, layer.input, whole.weight, whole.bias, layer.weight, start))
+    return found
