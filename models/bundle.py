@@ -138,7 +138,7 @@ def _check_component(folder: Path, name: str, component: Component, found: Manif
     size_of(path, where)
     graph = onnx_file.read(path)
     check_operators(graph, path)
-    locations = _check_external(graph, path)
+    locations = check_external(graph, path)
     if found.files:
         inside = PurePosixPath(component.graph)
         for relative in (inside, *(inside.parent / location for location in locations)):
@@ -148,8 +148,12 @@ def _check_component(folder: Path, name: str, component: Component, found: Manif
     return graph
 
 
-def _check_external(graph: Graph, path: Path) -> list[str]:
-    """Files of external data that `graph` uses, each inside the graph's folder and large enough."""
+def check_external(graph: Graph, path: Path) -> list[str]:
+    """The files of external data that `graph`, read from `path`, uses: relative to its folder.
+
+    Raises:
+        BundleError: one lies elsewhere, is missing, no regular file, or too short for a tensor.
+    """
     ends: dict[str, tuple[int, str]] = {}
     for tensor in (*graph.initializers.values(), *graph.hidden):
         if tensor.location:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models import onnx_file, onnx_weights
+from ..models.bundle import check_external
 from ..models.errors import BundleError, ProviderError
 from ..models.manifest import Tensor
 from . import graph_cache, machine
@@ -225,6 +226,7 @@ def _optimize(ort: Any, graph: Path, copy: Path, provider: Provider, options: Se
     if options.prepack:
         settings.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     _inference(ort, str(graph), settings, provider)
+    check_external(onnx_file.read(copy), copy)  # a truncated file that is mapped ends the process
 
 
 def _with_weights(ort: Any, graph: Path, settings: Any, weights: Mapping[str, Array]) -> tuple[str | bytes, object]:
