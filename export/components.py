@@ -48,8 +48,6 @@ class Component:
     config: Config
     vocabulary: int = 0
     """Token ids lie below this; for text encoders."""
-    conditional: bool = True
-    """Names with the same place on disk may differ: kept for reports."""
 
 
 def build(source: Source, name: str) -> Component:
@@ -66,7 +64,7 @@ def build(source: Source, name: str) -> Component:
 class TextEncoder(nn.Module):
     """A CLIP text encoder with the hidden states that CLIP skip and SDXL want."""
 
-    def __init__(self, model: CLIPTextModel, projection: nn.Linear | None, raw: bool) -> None:
+    def __init__(self, model: CLIPTextModel, projection: nn.Linear | None, *, raw: bool) -> None:
         super().__init__()
         self.text_model = model
         if projection is not None:
@@ -104,7 +102,7 @@ def _text_encoder(source: Source, name: str) -> Component:
     with torch.device("meta"):
         whole = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
         model = whole.text_model if isinstance(whole, CLIPTextModelWithProjection) else whole
-        module = TextEncoder(model, whole.text_projection if isinstance(whole, CLIPTextModelWithProjection) else None, raw)
+        module = TextEncoder(model, whole.text_projection if isinstance(whole, CLIPTextModelWithProjection) else None, raw=raw)
     width, layers = config.hidden_size, config.num_hidden_layers
     label = "hidden_states" if raw else "normed_hidden_states"
     tokens: tuple[int | str, ...] = ("batch_size", "sequence_length", width)
@@ -230,9 +228,10 @@ def _component(
     ignored = {key for key in weights.shapes if key.endswith("position_ids")}
     missing, extra = expected.keys() - weights.shapes.keys(), weights.shapes.keys() - expected.keys() - ignored
     if missing or extra:
-        what = f"lack {sorted(missing)[0]!r}" if missing else f"have {sorted(extra)[0]!r}, which the config knows nothing of"
+        what = f"lack {min(missing)!r}" if missing else f"have {min(extra)!r}, which the config knows nothing of"
         raise BundleError(
-            f"{source.folder}: the weights of {name} {what} ({len(missing)} missing, {len(extra)} unknown): config and weights do not belong together"
+            f"{source.folder}: the weights of {name} {what} ({len(missing)} missing, {len(extra)} unknown): "
+            "config and weights do not belong together"
         )
     readers = dict(weights.readers)
     for key, shape in expected.items():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from . import passes
+from . import graph
 from .quantize import layers
 from .ranges import Array, Feeds, observe
 
@@ -41,7 +41,7 @@ def scales(model: ir.Model, feeds: Sequence[Feeds], folder: Path, open_graph: Ca
     pairs = _pairs(model)
     if not pairs:
         return {}
-    seen = observe(model, [pair.activation.name or "" for pair in pairs], feeds, folder, open_graph)
+    seen = observe(model, {pair.activation.name or "": -1 for pair in pairs}, feeds, folder, open_graph)
     found: dict[str, Array] = {}
     for pair in pairs:
         assert pair.second.const_value is not None
@@ -86,12 +86,12 @@ def _pairs(model: ir.Model) -> list[_Pair]:
     outputs = {id(layer.output): layer for layer in every}
     found: list[_Pair] = []
     for layer in every:
-        product = passes.producer(layer.input, "Mul")
+        product = graph.producer(layer.input, "Mul")
         if product is None or len(layer.input.uses()) != 1:
             continue
-        gate = next((place for place in (0, 1) if passes.producer(product.inputs[place], "Gelu")), None)
+        gate = next((place for place in (0, 1) if graph.producer(product.inputs[place], "Gelu")), None)
         half = None if gate is None else product.inputs[1 - gate]
-        split = passes.producer(half, "Split")
+        split = graph.producer(half, "Split")
         whole = None if split is None or split.inputs[0] is None else outputs.get(id(split.inputs[0]))
         if (
             split is None

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
+
 import msgspec
 
 from ..models import families, manifest, noise_config
 from ..models.errors import RequestError
 from ..models.manifest import Precision, Target
-from . import calibrate, components, parity, passes, vocabulary, write
+from . import calibrate, components, graph, parity, vocabulary, write
 from .calibrate import open_graph
 from .lower import Lowered, to_int8
 from .publish import Stage, staged
 from .quantize import Row
 from .source import Source, open_folder
+from .targets import TARGETS
 from .trace import trace
 
 Progress = Callable[[str, float], None]
@@ -92,7 +94,7 @@ def export_folder(
 def export_float(source: Source, name: str, folder: Path, target: Target) -> manifest.Component:
     """Writes the component `name` in float32 into `folder`, once it agrees with torch."""
     component = components.build(source, name)
-    model = passes.apply(trace(component), passes.TARGETS[target])
+    model = graph.apply(trace(component), TARGETS[target])
     write.save(model, folder)
     components.load(component)
     feeds = parity.cases(component)
@@ -198,7 +200,7 @@ def _precisions(source: Source, options: Options) -> dict[str, Precision]:
     if not isinstance(given, str):
         unknown = given.keys() - set(source.family.components)
         if unknown:
-            raise RequestError(f"precision of {sorted(unknown)[0]!r}: {source.family.name} has {', '.join(source.family.components)}")
+            raise RequestError(f"precision of {min(unknown)!r}: {source.family.name} has {', '.join(source.family.components)}")
         return {name: given.get(name, "fp32") for name in source.family.components}
     return dict.fromkeys(source.family.components, given)
 

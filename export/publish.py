@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..models.errors import DiffusetteError, RequestError, ResourceError
+from ..models.errors import RequestError, ResourceError
 
 _KEY, _LOCK = "key.json", "lock"
 
@@ -165,8 +165,6 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"another export is writing {folder.name.removeprefix('.').removesuffix('.partial')}: wait for it, or choose another name"
             )
         yield
-    except DiffusetteError:
-        raise
     finally:
         os.close(descriptor)
 
@@ -182,11 +180,11 @@ def _same(descriptor: int, path: Path) -> bool:
 def _take(descriptor: int) -> bool:
     try:
         if sys.platform == "win32":
-            import msvcrt  # noqa: PLC0415  # exists there only
+            import msvcrt  # exists there only
 
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
-            import fcntl  # noqa: PLC0415  # exists elsewhere only
+            import fcntl  # exists elsewhere only
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

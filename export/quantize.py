@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from . import passes
+from . import graph
 from .ranges import Array, Observed, Range, fit, fit_weight
 from .recipe import Kind
 
@@ -96,15 +95,16 @@ def _bias_after(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
     return None, node.outputs[0]
 
 
-def wanted_tensors(model: ir.Model, kinds: Callable[[str], Kind]) -> list[str]:
-    """Names of the activations whose ranges are needed."""
-    names: dict[str, None] = {}
+def wanted_tensors(model: ir.Model, kinds: Callable[[str], Kind]) -> dict[str, int]:
+    """Names of the activations whose ranges are needed, with the axis of their channels."""
+    names: dict[str, int] = {}
     for layer in layers(model):
         if _kind(layer, kinds) == "int8":
-            names[layer.input.name or ""] = None
-            if layer.node.op_type == "Conv":
-                names[layer.output.name or ""] = None
-    return list(names)
+            is_conv = layer.node.op_type == "Conv"
+            names.setdefault(layer.input.name or "", 1 if is_conv else -1)
+            if is_conv:
+                names.setdefault(layer.output.name or "", 1)
+    return names
 
 
 def _kind(layer: Layer, kinds: Callable[[str], Kind]) -> Kind:
@@ -142,8 +142,8 @@ def quantize(
             snr = -10 * np.log10(sum(noise))
             (_conv if layer.node.op_type == "Conv" else _matmul)(model, layer, weight, seen, ranges, form)
         rows.append(Row(layer.name, wanted, layer.elements + 4 * len(weight.scale), round(float(snr), 1)))
-    model.graph.opset_imports.setdefault(passes.MICROSOFT, 1)
-    return passes.tidy(model), rows
+    model.graph.opset_imports.setdefault(graph.MICROSOFT, 1)
+    return graph.tidy(model), rows
 
 
 def _losses(layer: Layer, weight: _Weight, ranges: Mapping[str, Range]) -> list[float]:
@@ -164,9 +164,9 @@ class _Weight:
         power, lost = float(np.square(real, dtype=np.float64).sum()), float(np.square(self.error, dtype=np.float64).sum())
         self.snr = 10 * np.log10(max(power, 1e-30) / max(lost, 1e-30))
         name = layer.weight.name or ""
-        self.stored = passes.initializer(model, f"{name}_quantized", stored)
-        self.scales = passes.initializer(model, f"{name}_scale", self.scale)
-        self.zeros = passes.initializer(model, f"zeros_int8_{len(self.scale)}", np.zeros(len(self.scale), np.int8))
+        self.stored = graph.initializer(model, f"{name}_quantized", stored)
+        self.scales = graph.initializer(model, f"{name}_scale", self.scale)
+        self.zeros = graph.initializer(model, f"zeros_int8_{len(self.scale)}", np.zeros(len(self.scale), np.int8))
 
 
 def _half(model: ir.Model, layer: Layer) -> None:
@@ -205,18 +205,18 @@ def _weight_only(model: ir.Model, layer: Layer, weight: _Weight) -> None:
         return
     # Rows are looked up in 8 bit: the whole table never becomes float.
     indices = layer.node.inputs[1]
-    column = passes.initializer(model, f"{layer.weight.name}_scale_column", weight.scale[:, None])
+    column = graph.initializer(model, f"{layer.weight.name}_scale_column", weight.scale[:, None])
     rows = ir.node("Gather", [weight.stored, indices], {"axis": 0})
     real = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT.value})
     scales = ir.node("Gather", [column, indices], {"axis": 0})
     product = ir.node("Mul", [real.outputs[0], scales.outputs[0]], name=layer.node.name)
-    passes.replace(layer.node, [rows, real, scales, product], product.outputs[0])
+    graph.replace(layer.node, [rows, real, scales, product], product.outputs[0])
 
 
 def _scalars(model: ir.Model, name: str, found: Range) -> tuple[ir.Value, ir.Value]:
     """Initializers for the scale and the zero point of the tensor `name`."""
-    scale = passes.initializer(model, f"{name}_scale", np.array(found.scale, np.float32))
-    return scale, passes.initializer(model, f"{name}_zero", np.array(found.zero, np.uint8))
+    scale = graph.initializer(model, f"{name}_scale", np.array(found.scale, np.float32))
+    return scale, graph.initializer(model, f"{name}_zero", np.array(found.zero, np.uint8))
 
 
 def _stored_input(model: ir.Model, layer: Layer, ranges: Mapping[str, Range]) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -252,7 +252,7 @@ def _conv(model: ir.Model, layer: Layer, weight: _Weight, seen: Mapping[str, Obs
     out_scale, out_zero = _scalars(model, name, ranges[name])
     bias = _corrected_bias(layer, weight, seen)
     step = np.float32(ranges[layer.input.name or ""].scale) * weight.scale
-    whole = passes.initializer(
+    whole = graph.initializer(
         model, f"{layer.name}.bias_quantized", np.clip(np.rint(bias / step), -(2**31) + 1, 2**31 - 1).astype(np.int32)
     )
     attributes = [a for key, a in layer.node.attributes.items() if key != "auto_pad"]
@@ -260,30 +260,30 @@ def _conv(model: ir.Model, layer: Layer, weight: _Weight, seen: Mapping[str, Obs
         inputs = [stored, scale, zero, weight.stored, weight.scales, weight.zeros, out_scale, out_zero, whole]
         conv = ir.Node("", "QLinearConv", inputs, attributes, name=layer.node.name)
         real = ir.node("DequantizeLinear", [conv.outputs[0], out_scale, out_zero])
-        passes.replace(layer.node, [conv, real], real.outputs[0])
+        graph.replace(layer.node, [conv, real], real.outputs[0])
         return
-    bias_scale = passes.initializer(model, f"{layer.name}.bias_scale", step.astype(np.float32))
+    bias_scale = graph.initializer(model, f"{layer.name}.bias_scale", step.astype(np.float32))
     x = ir.node("DequantizeLinear", [stored, scale, zero])
     w = ir.node("DequantizeLinear", [weight.stored, weight.scales, weight.zeros], {"axis": 0})
     b = ir.node("DequantizeLinear", [whole, bias_scale], {"axis": 0})
     conv = ir.Node("", "Conv", [x.outputs[0], w.outputs[0], b.outputs[0]], attributes, name=layer.node.name)
     down = ir.node("QuantizeLinear", [conv.outputs[0], out_scale, out_zero])
     real = ir.node("DequantizeLinear", [down.outputs[0], out_scale, out_zero])
-    passes.replace(layer.node, [x, w, b, conv, down, real], real.outputs[0])
+    graph.replace(layer.node, [x, w, b, conv, down, real], real.outputs[0])
 
 
 def _matmul(model: ir.Model, layer: Layer, weight: _Weight, seen: Mapping[str, Observed], ranges: Mapping[str, Range], form: Form) -> None:
     stored, scale, zero = _stored_input(model, layer, ranges)
-    bias = passes.initializer(model, f"{layer.name}.bias_corrected", _corrected_bias(layer, weight, seen))
+    bias = graph.initializer(model, f"{layer.name}.bias_corrected", _corrected_bias(layer, weight, seen))
     last = layer.output.producer()
     assert last is not None
     if form == "operators":
         inputs = [stored, weight.stored, scale, weight.scales, zero, weight.zeros, bias]
-        product = ir.node("MatMulIntegerToFloat", inputs, domain=passes.MICROSOFT, name=layer.node.name)
-        passes.replace(last, [product], product.outputs[0])
+        product = ir.node("MatMulIntegerToFloat", inputs, domain=graph.MICROSOFT, name=layer.node.name)
+        graph.replace(last, [product], product.outputs[0])
         return
     x = ir.node("DequantizeLinear", [stored, scale, zero])
     w = ir.node("DequantizeLinear", [weight.stored, weight.scales, weight.zeros], {"axis": 1})
     product = ir.node("MatMul", [x.outputs[0], w.outputs[0]], name=layer.node.name)
     total = ir.node("Add", [product.outputs[0], bias])
-    passes.replace(last, [x, w, product, total], total.outputs[0])
+    graph.replace(last, [x, w, product, total], total.outputs[0])

@@ -48,15 +48,18 @@ class Observed:
     low: float
     high: float
     channel_means: Array
-    """Mean over everything but the channels (axis 1 of four, the last of three dimensions)."""
+    """Mean over everything but the channels."""
     channel_peaks: Array
     """Likewise the largest absolute value."""
 
 
 def observe(
-    model: ir.Model, names: Sequence[str], feeds: Sequence[Feeds], folder: Path, open_graph: Callable[[Path], Any]
+    model: ir.Model, names: Mapping[str, int], feeds: Sequence[Feeds], folder: Path, open_graph: Callable[[Path], Any]
 ) -> dict[str, Observed]:
-    """Runs the float `model` on `feeds` and looks at the tensors `names`; `folder` is for graphs with more outputs."""
+    """Runs the float `model` on `feeds` and looks at the tensors `names` (with the axis of their channels).
+
+    `folder` is for the graph with these tensors as outputs.
+    """
     values = {value.name: value for node in model.graph for value in node.outputs} | {value.name: value for value in model.graph.inputs}
     own = list(model.graph.outputs)
     found: dict[str, list[_Part]] = {name: [] for name in names}
@@ -71,15 +74,15 @@ def observe(
     session = open_graph(folder / write.GRAPH)
     for run, feed in enumerate(feeds):
         result = {**feed, **session.run(feed)}
-        for name in names:
-            found[name].append(_sample(np.asarray(result[name], np.float32), run))
+        for name, axis in names.items():
+            found[name].append(_sample(np.asarray(result[name], np.float32), run, axis))
     return {name: _joined(parts) for name, parts in found.items()}
 
 
-def _sample(x: Array, run: int) -> _Part:
+def _sample(x: Array, run: int, axis: int) -> _Part:
     flat = x.reshape(-1)
     stride = max(1, flat.size // KEPT)
-    axes = (0, 2, 3) if x.ndim == 4 else tuple(range(x.ndim - 1))
+    axes = tuple(other for other in range(x.ndim) if other != axis % x.ndim)
     return flat[run % stride :: stride][:KEPT].copy(), float(flat.min()), float(flat.max()), x.mean(axis=axes), np.abs(x).max(axis=axes)
 
 

@@ -124,7 +124,7 @@ def _renamed(expression: str, names: Mapping[str, str]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter talks about its own internals: about torchvision, deprecated calls, and what it did to dimensions."""
+    """Torch's exporter talks about its own internals: about torchvision, deprecated calls, and what it did to dimensions."""
     root = logging.getLogger("torch.onnx")
     level = root.level
     root.setLevel(logging.ERROR)

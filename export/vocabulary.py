@@ -10,7 +10,7 @@ from ..models.errors import BundleError
 from ..models.manifest import Tokenizer
 from .source import read_json
 
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 
 
 def convert(source: Path, destination: Path, positions: int) -> Tokenizer:
@@ -24,9 +24,7 @@ def convert(source: Path, destination: Path, positions: int) -> Tokenizer:
     vocabulary, merges = _read(source)
     settings = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").exists() else {}
     mapped = read_json(source / "special_tokens_map.json") if (source / "special_tokens_map.json").exists() else {}
-    special = {key: _text(settings.get(key) or mapped.get(key)) or "<|endoftext|>" for key in SPECIAL}
-    if not _text(settings.get("bos_token") or mapped.get("bos_token")):
-        special["bos_token"] = "<|startoftext|>"
+    special = {key: _text(settings.get(key) or mapped.get(key)) or usual for key, usual in SPECIAL.items()}
     for key, token in special.items():
         if token not in vocabulary:
             raise BundleError(f"{source}: {key} {token!r} is not in the vocabulary: expected CLIP's tokenizer")

@@ -9,8 +9,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from diffusette.export import passes, write
+from diffusette.export import fusions, passes, standard, write
+from diffusette.export import graph as tools
 from diffusette.export.calibrate import open_graph
+from diffusette.models.errors import RequestError
 
 RNG = np.random.default_rng(0)
 
@@ -41,7 +43,7 @@ def kinds(model):
 def check(model, passes_, feeds, tmp_path, *, tolerance=1e-5):
     """Applies the passes; outputs have to stay. Gives the kinds of nodes that are left."""
     before = run(model, feeds, tmp_path / "before")
-    model = passes.apply(model, passes_)
+    model = tools.apply(model, passes_)
     after = run(model, feeds, tmp_path / "after")
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -78,7 +80,7 @@ def test_padding_of_channels_is_declined_with_a_reason(tmp_path):
     ]
     model = graph(nodes, {"x": [1, 2, 8, 8]}, {"y": None}, {"w": normal(5, 3, 3, 3), "amounts": np.array([0, 1, 0, 0, 0, 0, 0, 0])})
     assert check(model, (passes.fold_padding,), {"x": normal(1, 2, 8, 8)}, tmp_path) == {"Conv": 1, "Pad": 1}
-    assert passes.declined(model) == ["conv: the padding before it is not of height and width alone"]
+    assert tools.declined(model) == ["conv: the padding before it is not of height and width alone"]
 
 
 def attention(**attributes):
@@ -97,13 +99,13 @@ def attention(**attributes):
 @pytest.mark.parametrize(("attributes", "keys"), [({}, 7), ({"is_causal": 1}, 5), ({"scale": 0.3}, 7)])
 def test_attention_becomes_one_node_on_tokens_times_channels(attributes, keys, tmp_path):
     feeds = {"q": normal(2, 5, 24), "k": normal(2, keys, 24), "v": normal(2, keys, 24)}
-    assert check(attention(**attributes), (passes.fuse_attention,), feeds, tmp_path) == {"MultiHeadAttention": 1}
+    assert check(attention(**attributes), (fusions.fuse_attention,), feeds, tmp_path) == {"MultiHeadAttention": 1}
 
 
 def test_attention_with_a_soft_cap_is_declined_with_a_reason():
-    model = passes.apply(attention(softcap=5.0), (passes.fuse_attention,))
+    model = tools.apply(attention(softcap=5.0), (fusions.fuse_attention,))
     assert kinds(model)["Attention"] == 1
-    assert passes.declined(model) == ["attention: MultiHeadAttention has no soft cap"]
+    assert tools.declined(model) == ["attention: MultiHeadAttention has no soft cap"]
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.702])
@@ -111,13 +113,13 @@ def test_a_gated_sigmoid_becomes_one_node(alpha, tmp_path):
     nodes = [helper.make_node("Mul", ["x", "alpha"], ["s"])] if alpha != 1.0 else []
     nodes += [helper.make_node("Sigmoid", ["s" if nodes else "x"], ["g"]), helper.make_node("Mul", ["x", "g"], ["y"])]
     model = graph(nodes, {"x": [3, 5]}, {"y": [3, 5]}, {"alpha": np.float32(alpha)} if alpha != 1.0 else {})
-    assert check(model, (passes.fuse_silu,), {"x": normal(3, 5)}, tmp_path) == {"QuickGelu": 1}
+    assert check(model, (fusions.fuse_silu,), {"x": normal(3, 5)}, tmp_path) == {"QuickGelu": 1}
 
 
 def test_group_norm_becomes_instance_norm_over_groups(tmp_path):
     nodes = [helper.make_node("GroupNormalization", ["x", "w", "b"], ["y"], num_groups=4, epsilon=1e-3)]
     model = graph(nodes, {"x": ["n", 12, "h", "w"]}, {"y": ["n", 12, "h", "w"]}, {"w": normal(12), "b": normal(12)})
-    left = check(model, (passes.lower_group_norm,), {"x": 3 + 2 * normal(2, 12, 5, 7)}, tmp_path)
+    left = check(model, (fusions.lower_group_norm,), {"x": 3 + 2 * normal(2, 12, 5, 7)}, tmp_path)
     assert left["InstanceNormalization"] == 1
     assert "GroupNormalization" not in left
 
@@ -149,8 +151,8 @@ def test_gemm_becomes_a_matmul_and_a_bias(tmp_path):
 
 def test_a_scaled_gemm_is_declined_with_a_reason():
     model = graph([helper.make_node("Gemm", ["x", "w"], ["y"], alpha=2.0, name="gemm")], {"x": [2, 6]}, {"y": [2, 4]}, {"w": normal(6, 4)})
-    assert kinds(passes.apply(model, (passes.gemm_to_matmul,))) == {"Gemm": 1}
-    assert passes.declined(model) == ["gemm: this Gemm is more than a linear layer"]
+    assert kinds(tools.apply(model, (passes.gemm_to_matmul,))) == {"Gemm": 1}
+    assert tools.declined(model) == ["gemm: this Gemm is more than a linear layer"]
 
 
 def test_pointwise_convolutions_beside_the_transposes_of_tokens_become_matmuls(tmp_path):
@@ -170,3 +172,29 @@ def test_a_strided_pointwise_convolution_stays(tmp_path):
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"], strides=[2, 2]), helper.make_node("Transpose", ["c"], ["y"], perm=[0, 2, 3, 1])]
     model = graph(nodes, {"x": [1, 6, 4, 4]}, {"y": None}, {"w": normal(4, 6, 1, 1)})
     assert check(model, (passes.pointwise_to_matmul,), {"x": normal(1, 6, 4, 4)}, tmp_path) == {"Conv": 1, "Transpose": 1}
+
+
+@pytest.mark.parametrize(("attributes", "keys"), [({}, 7), ({"is_causal": 1}, 5), ({"scale": 0.3}, 7)])
+def test_attention_becomes_standard_operators(attributes, keys, tmp_path):
+    feeds = {"q": normal(2, 5, 24), "k": normal(2, keys, 24), "v": normal(2, keys, 24)}
+    left = check(attention(**attributes), (standard.decompose_attention, standard.at_opset(17)), feeds, tmp_path)
+    assert left["Softmax"] == 1
+    assert "Attention" not in left
+
+
+@pytest.mark.parametrize("pass_", [standard.expand_gelu, standard.contrib_gelu])
+def test_gelu_becomes_what_older_opsets_have(pass_, tmp_path):
+    model = graph([helper.make_node("Gelu", ["x"], ["y"])], {"x": [3, 5]}, {"y": [3, 5]})
+    check(model, (pass_, standard.at_opset(17)), {"x": normal(3, 5)}, tmp_path)
+    assert model.graph.opset_imports[""] == 17
+
+
+def test_a_split_by_number_becomes_one_by_sizes_in_older_opsets(tmp_path):
+    nodes = [helper.make_node("Split", ["x"], ["a", "b"], axis=1, num_outputs=2)]
+    check(graph(nodes, {"x": [3, 6]}, {"a": [3, 3], "b": [3, 3]}), (standard.at_opset(17),), {"x": normal(3, 6)}, tmp_path)
+
+
+def test_an_operator_that_the_opset_lacks_is_refused_by_name():
+    model = graph([helper.make_node("Gelu", ["x"], ["y"])], {"x": [3, 5]}, {"y": [3, 5]})
+    with pytest.raises(RequestError, match="opset 17 has no Gelu"):
+        standard.at_opset(17)(model)

@@ -27,7 +27,7 @@ def test_the_bundle_appears_at_its_name_and_nothing_else_stays(tmp_path):
 
 def test_an_existing_destination_is_refused_without_force_and_stays_as_it_is(tmp_path):
     build(tmp_path / "out", "one")
-    with pytest.raises(RequestError, match="exists.*--force"):
+    with pytest.raises(RequestError, match=r"exists.*--force"):
         build(tmp_path / "out", "two")
     assert (tmp_path / "out" / "file").read_text() == "one"
 
@@ -54,10 +54,17 @@ def test_a_missing_parent_folder_is_refused_and_not_made(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_an_error_inside_leaves_nothing_at_the_name_and_finished_stages_for_the_next_run(tmp_path):
-    with pytest.raises(ValueError, match="stop"), staged(tmp_path / "out", "key", force=False) as stage:
+def fail(destination, key):
+    """An export that stops after its first stage."""
+    with staged(destination, key, force=False) as stage:
         stage.remember("first", {"number": 1})
+        (stage.bundle / "file").write_text("half")
         raise ValueError("stop")
+
+
+def test_an_error_inside_leaves_nothing_at_the_name_and_finished_stages_for_the_next_run(tmp_path):
+    with pytest.raises(ValueError, match="stop"):
+        fail(tmp_path / "out", "key")
     assert not (tmp_path / "out").exists()
     with staged(tmp_path / "out", "key", force=False) as stage:
         assert stage.recall("first") == {"number": 1}
@@ -65,10 +72,8 @@ def test_an_error_inside_leaves_nothing_at_the_name_and_finished_stages_for_the_
 
 
 def test_stages_of_an_export_with_other_options_are_dropped(tmp_path):
-    with pytest.raises(ValueError, match="stop"), staged(tmp_path / "out", "one", force=False) as stage:
-        stage.remember("first", {})
-        (stage.bundle / "file").write_text("stale")
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        fail(tmp_path / "out", "one")
     with staged(tmp_path / "out", "another", force=False) as stage:
         assert stage.recall("first") is None
         assert list(stage.bundle.iterdir()) == []
@@ -76,7 +81,8 @@ def test_stages_of_an_export_with_other_options_are_dropped(tmp_path):
 
 def child(code, tmp_path):
     """A process that runs `code` with `destination` set, and says "ready" on its first line."""
-    head = f"from pathlib import Path\nimport os, time\nfrom diffusette.export.publish import staged\ndestination = Path({str(tmp_path / 'out')!r})\n"
+    head = "from pathlib import Path\nimport time\nfrom diffusette.export.publish import staged\n"
+    head += f"destination = Path({str(tmp_path / 'out')!r})\n"
     return subprocess.Popen([sys.executable, "-c", head + textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
 
 
