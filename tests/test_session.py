@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
+
 from diffusette.models import onnx_file, onnx_weights
 from diffusette.models.errors import BundleError, ProviderError, ResourceError
 from diffusette.models.manifest import Tensor
@@ -20,8 +22,6 @@ from diffusette.runtime import session as sessions
 from diffusette.runtime.failures import Cancelled, mapped
 from diffusette.runtime.providers import TABLE
 from diffusette.runtime.session import SessionOptions, open_session
-from onnx import TensorProto, helper
-
 from tests import small_graphs
 
 PRESENT = [
