@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
 from diffusette.models import manifest as manifests
 from diffusette.models import onnx_file
 from diffusette.models.manifest import Component, Defaults, File, Latent, Manifest, Noise, Source, Tokenizer
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 RNG = np.random.default_rng(0)
 WIDTH = 8

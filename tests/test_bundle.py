@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
+
 from diffusette.models.bundle import open_bundle, verify
 from diffusette.models.errors import BundleError
 from diffusette.models.manifest import Latent, Tokenizer
 from diffusette.runtime import providers
 from diffusette.runtime.session import open_session
-from onnx import TensorProto, helper
-
 from tests import small_graphs
 from tests.small_graphs import edit_manifest
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
+
 from diffusette.runtime import doctor, machine, providers
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from diffusette.models import onnx_file
-from diffusette.models.errors import BundleError
-from diffusette.models.operators import CONTRIB, check_operators
-from diffusette.models.protobuf import encode_field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from diffusette.models import onnx_file
+from diffusette.models.errors import BundleError
+from diffusette.models.operators import CONTRIB, check_operators
+from diffusette.models.protobuf import encode_field
 from tests import small_graphs
 
 

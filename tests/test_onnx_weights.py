@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from diffusette.models import onnx_file, onnx_weights
-from diffusette.models.errors import BundleError
 from onnx import helper, numpy_helper
 
+from diffusette.models import onnx_file, onnx_weights
+from diffusette.models.errors import BundleError
 from tests import small_graphs
 
 

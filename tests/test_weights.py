@@ -13,12 +13,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from diffusette.models.errors import BundleError, ResourceError
-from diffusette.models.weights import MAX_HEADER, bfloat16_to_float32, float8_to_float32, open_weights, save_weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import numpy as judge
 from safetensors import torch as torch_judge
+
+from diffusette.models.errors import BundleError, ResourceError
+from diffusette.models.weights import MAX_HEADER, bfloat16_to_float32, float8_to_float32, open_weights, save_weights
 
 RNG = np.random.default_rng(0)
 PLAIN = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
