@@ -14,9 +14,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from numpy.typing import NDArray
 
@@ -36,6 +36,15 @@ ACTIVATIONS = 2.0
 """Memory of a run, as a multiple of the graph's bytes, weights that were prepacked included (measured on int8 and fp32 U-Nets)."""
 
 
+class Variant(NamedTuple):
+    """A component with other weights than its file has."""
+
+    key: tuple[str, ...]
+    """What tells it from every other; never empty."""
+    weights: Callable[[], Mapping[str, NDArray[Any]]]
+    """Initializers to use instead of the file's, by name; made each time a session is opened."""
+
+
 class Components:
     """The sessions of `bundle`, opened when they are first run. Threads may share it: one call runs at a time."""
 
@@ -46,15 +55,15 @@ class Components:
         self.seconds: dict[str, float] = {}
         """Time spent inside each component so far, opening included."""
         self._options = options if plan != "streamed" else replace(options, prepack=False)
-        self._open: OrderedDict[tuple[str, tuple[tuple[str, int], ...]], Session] = OrderedDict()
+        self._open: OrderedDict[tuple[str, tuple[str, ...], tuple[tuple[str, int], ...]], Session] = OrderedDict()
         self._turn = threading.Lock()
         self._notes: dict[str, None] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.bundle.manifest.components
 
-    def get(self, name: str) -> Handle:
-        """Component `name`; its graph is not opened yet.
+    def get(self, name: str, variant: Variant | None = None) -> Handle:
+        """Component `name`, with the weights of `variant` if one is given; its graph is not opened yet.
 
         Raises:
             BundleError: the bundle has no such component.
@@ -63,29 +72,35 @@ class Components:
         if component is None:
             has = ", ".join(self.bundle.manifest.components)
             raise BundleError(f"{self.bundle.folder}: no component {name!r}, which this needs: it has {has}; export the model again")
-        return Handle(name, component, self)
+        return Handle(name, component, self, variant)
 
     def run(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run component `name` once; `Handle.run`."""
+        return self.run_variant(name, feeds, None)
+
+    def run_variant(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None) -> dict[str, NDArray[Any]]:
+        """Run component `name` once, with the weights of `variant`."""
         with self._turn:
             started = time.perf_counter()
-            outputs = self._session(name, feeds).run(feeds)
+            outputs = self._session(name, feeds, variant).run(feeds)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         return outputs
 
-    def _session(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> Session:
+    def _session(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None) -> Session:
         component = self.bundle.manifest.components[name]
         dimensions = _dimensions(component, feeds) if self.provider.fixed_shapes else {}
-        key = (name, tuple(sorted(dimensions.items())))
+        key = (name, variant.key if variant else (), tuple(sorted(dimensions.items())))
         if key in self._open:
             self._open.move_to_end(key)
             return self._open[key]
         if self.plan != "resident":
             self._close()
-        while sum(other == name for other, _ in self._open) >= SHAPES:
+        for other in [one for one in self._open if one[0] == name and one[1] != key[1]]:  # its weights twice would be too much
+            self._open.pop(other).close()
+        while sum(other == name for other, *_ in self._open) >= SHAPES:
             oldest = next(one for one in self._open if one[0] == name)
             self._open.pop(oldest).close()
-        options = replace(self._options, dimensions=dimensions)
+        options = replace(self._options, dimensions=dimensions, weights=variant.weights() if variant else {})
         session = open_session(self.bundle.path(component.graph), self.provider, options)
         if session.note:
             self._notes[session.note] = None
@@ -119,6 +134,7 @@ class Handle:
     name: str
     component: Component
     components: Components
+    variant: Variant | None = None
 
     @property
     def inputs(self) -> Mapping[str, Tensor]:
@@ -134,7 +150,9 @@ class Handle:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by its name; see `session.Session.run`."""
-        return self.components.run(self.name, feeds)
+        if self.variant is None:
+            return self.components.run(self.name, feeds)
+        return self.components.run_variant(self.name, feeds, self.variant)
 
 
 def _dimensions(component: Component, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:

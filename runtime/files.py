@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..models.errors import RequestError
-from . import metadata, pictures
+from . import adapters, metadata, pictures
+from .grammar import NUMBER
 from .request import Fields, Request
 
 
 def request_of(prompt: str | None, source: Path | None, options: Mapping[str, Any]) -> Request:
-    """The request for `prompt` with `options` (fields of `Request` by name; `init` and `mask` are paths of pictures).
+    """The request for `prompt` with `options` (fields of `Request` by name; `init` and `mask` are paths of pictures, `loras` are
+    FILE or FILE:WEIGHT).
 
     With `source`, a picture of ours: what its record says, changed by what is given.
 
@@ -26,19 +28,27 @@ def request_of(prompt: str | None, source: Path | None, options: Mapping[str, An
         fields["init"] = pictures.read(fields["init"], "init picture")
     if "mask" in fields:
         fields["mask"] = pictures.read_mask(fields["mask"])
+    if "loras" in fields:
+        fields["loras"] = tuple(lora_of(text) for text in fields["loras"])
     if source is not None:
-        return replace(_from_record(source, has_init="init" in fields), **fields, **({} if prompt is None else {"prompt": prompt}))
+        return _from_record(source, {**fields, **({} if prompt is None else {"prompt": prompt})})
     if prompt is None:
         raise RequestError('no prompt: expected words to draw, as in diffusette generate "red apple, flat style"')
     return Request(prompt, **Fields(**fields))
 
 
-def _from_record(source: Path, *, has_init: bool) -> Request:
-    """The request that drew `source`."""
+def lora_of(text: str) -> tuple[Path, float]:
+    """FILE or FILE:WEIGHT as a path and a weight, 1 if there is none."""
+    path, colon, weight = text.rpartition(":")
+    return (Path(path), float(weight)) if path and colon and re.fullmatch(NUMBER, weight) else (Path(text), 1.0)
+
+
+def _from_record(source: Path, given: Mapping[str, Any]) -> Request:
+    """The request that drew `source`, with what is `given` changed."""
     record = metadata.read(source).record
     if record is None:
         raise RequestError(f"{source}: has no record of ours: expected a picture that diffusette drew, with its metadata")
-    if record.extra.get("strength") is not None and not has_init:
+    if record.extra.get("strength") is not None and "init" not in given:
         raise RequestError(f"{source}: was drawn over another picture, which it does not hold: give that one with --init")
     strange = record.extra.keys() - Fields.__annotations__.keys()
     if strange:
@@ -55,8 +65,9 @@ def _from_record(source: Path, *, has_init: bool) -> Request:
         "schedule": record.schedule,
         "seed": record.seed,
         **record.extra,
+        **adapters.recorded(record.extra, given, same_prompt="prompt" not in given),
     }
-    return Request(record.prompt, **Fields(**fields))
+    return replace(Request(record.prompt, **Fields(**fields)), **given)
 
 
 def paths_for(output: Path | None, request: Request) -> Callable[[int], Path]:

@@ -20,8 +20,9 @@ from ..models.bundle import DEMO, Bundle, open_bundle
 from ..models.errors import NumericalError, RequestError, ResourceError
 from ..models.families import FAMILIES, Family
 from ..models.manifest import Manifest
-from . import denoise, inpaint, machine, pictures, randomness, samplers, text, vae
-from .components import Components, choose_plan
+from . import adapters, denoise, inpaint, machine, pictures, randomness, samplers, text, vae
+from .adapters import Adapted
+from .components import Components, Handle, choose_plan
 from .denoise import Array, Conditioning, Denoise, Feeds, Guidance, Weighted
 from .parameters import Record
 from .providers import resolve
@@ -147,20 +148,19 @@ class Pipeline:
         """
         notes = [] if notes is None else notes
         job = settle(request, self.manifest)
+        adapted = adapters.adapt(request, self.bundle, self.components, self.encoders)
         encoded = text.encode(
             request.prompt,
-            self.encoders,
+            adapted.encoders,
             job.sigmas,
             negative=request.negative if job.guidance != 1 else None,
             clip_skip=request.clip_skip,
             sizes=self._sizes(job),
             zero_empty_negative=self.family.name == "sdxl",
         )
-        if encoded.loras:
-            raise RequestError("<lora:…> in the prompt: this version draws with LoRAs that were merged at export (--lora); leave it out")
-        notes += encoded.notes
+        notes += (*adapted.notes, *encoded.notes)
         start = None if request.init is None else self._encode(job, request.init)
-        model = self._denoiser(job, encoded, start)
+        model = self._denoiser(job, adapted.unet, encoded, start)
         finished: list[tuple[int, Array]] = []
         for index, seed in enumerate(job.seeds):
             latents = None
@@ -169,9 +169,9 @@ class Pipeline:
             assert latents is not None
             finished.append((seed, latents))
             if self.components.plan == "resident":
-                yield self._finish(job, *finished.pop(), notes)
+                yield self._finish(job, adapted, *finished.pop(), notes)
         for seed, latents in finished:
-            yield self._finish(job, seed, latents, notes)
+            yield self._finish(job, adapted, seed, latents, notes)
 
     def preview(self, latents: Array) -> Image.Image:
         """A picture of unfinished `latents`, by the VAE's decoder: as costly as the last step."""
@@ -188,9 +188,9 @@ class Pipeline:
         size = (job.height, job.width)
         return text.Sizes(original=size, target=size, aesthetic=(6.0, 2.5) if self.family.task == "refine" else None)
 
-    def _denoiser(self, job: Job, encoded: text.Encoded, start: Array | None) -> Denoise:
+    def _denoiser(self, job: Job, unet: Handle, encoded: text.Encoded, start: Array | None) -> Denoise:
         """The U-Net with everything the prompt, the guidance and the family add to it."""
-        unet, noise = self.components.get("unet"), self.manifest.noise
+        noise = self.manifest.noise
         predict = denoise.unet(unet, noise)
         guidance = Guidance(scale=job.guidance, rescale=job.request.rescale)
         extra: dict[str, Array] = {}
@@ -244,7 +244,7 @@ class Pipeline:
                 )
             yield x
 
-    def _finish(self, job: Job, seed: int, latents: Array, notes: list[str]) -> Picture:
+    def _finish(self, job: Job, adapted: Adapted, seed: int, latents: Array, notes: list[str]) -> Picture:
         decoder, latent = self.components.get("vae_decoder"), self.manifest.latent
         tiled = self.components.plan == "streamed"
         try:
@@ -258,7 +258,7 @@ class Pipeline:
         request = job.request
         if request.mask is not None and request.init is not None:
             image = inpaint.paste(image, pictures.fit(request.init, job.width, job.height), request.mask)
-        return Picture(image, seed, _record(job, seed, self.manifest))
+        return Picture(image, seed, _record(job, adapted, seed, self.manifest))
 
 
 def load(
@@ -301,9 +301,9 @@ def _encoders(bundle: Bundle, components: Components) -> Iterator[text.TextEncod
         yield text.TextEncoder(components.get(encoder), tokenizer, penultimate=several or is_second, pooled=is_second)
 
 
-def _record(job: Job, seed: int, manifest: Manifest) -> Record:
+def _record(job: Job, adapted: Adapted, seed: int, manifest: Manifest) -> Record:
     request = job.request
-    extra: dict[str, object] = {"clip_skip": request.clip_skip, "rescale": request.rescale}
+    extra: dict[str, object] = {"clip_skip": request.clip_skip, "rescale": request.rescale, **adapted.record}
     if request.rng != "numpy":
         extra["rng"] = request.rng
     if request.init is not None:

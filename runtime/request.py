@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypedDict, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ MAX_SIDE = 4096
 """Pixels."""
 MAX_COUNT = 1000
 MAX_GUIDANCE = 100.0
+MAX_LORA = 100.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class Request:
     """Guidance rescale, 0 to 1 (Lin et al. 2023)."""
     rng: str = "numpy"
     """Whose noise: "numpy", "torch" (as on torch's CPU) or "nv" (as on NVIDIA cards)."""
+    loras: tuple[tuple[Path, float], ...] = ()
+    """LoRA files and their weights; about 0 to 1 is usual."""
+    lora_folder: Path | None = None
+    """Where <lora:name:weight> in the prompt looks for name.safetensors; else beside `loras`."""
+    embeddings: tuple[Path, ...] = ()
+    """Textual inversions; the word of each is its file's name without the ending."""
 
 
 class Fields(TypedDict, total=False):
@@ -72,6 +80,9 @@ class Fields(TypedDict, total=False):
     clip_skip: int
     rescale: float
     rng: str
+    loras: tuple[tuple[Path, float], ...]
+    lora_folder: Path | None
+    embeddings: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,8 @@ def settle(request: Request, manifest: Manifest) -> Job:
     strength = _number("strength", request.strength, 0.0, 1.0)
     _number("rescale", request.rescale, 0.0, 1.0)
     _number("clip_skip", request.clip_skip, 0, 12)
+    for path, weight in request.loras:
+        _number(f"weight of {path.name}", weight, -MAX_LORA, MAX_LORA)
     if request.mask is not None and request.init is None:
         raise RequestError("a mask was given without a picture: expected init (--init FILE) to draw into")
     sampler = samplers.find(request.sampler or defaults.sampler)
