@@ -48,6 +48,9 @@ def cli() -> None:
 @click.option("--clip-skip", type=int, help="Layers of the text encoder to leave out.")
 @click.option("--rescale", type=float, help="Guidance rescale, 0 to 1.")
 @click.option("--rng", help="Whose noise: numpy, torch or nv.")
+@click.option("--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="Add a LoRA (safetensors); may be given several times.")
+@click.option("--lora-folder", type=FOLDER, help="Where <lora:name:weight> and --from find their files.  [default: beside --lora]")
+@click.option("--embedding", "embeddings", type=FILE, multiple=True, help="Textual inversion; its file's name is the word.")
 @click.option("--from", "source", type=FILE, help="Draw this picture of ours again; other options change it.")
 @click.option("--provider", default="auto", show_default=True, help="cpu, cuda, directml, openvino, webgpu or auto.")
 @click.option("--memory", default="auto", show_default=True, help="resident, sequential, streamed or auto.")
@@ -73,7 +76,7 @@ def generate(
 
     if prompt is None and source is None:
         raise click.UsageError('a prompt is missing: expected words to draw, as in diffusette generate "red apple, flat style"')
-    request = files.request_of(prompt, source, {name: value for name, value in asked.items() if value is not None})
+    request = files.request_of(prompt, source, {name: value for name, value in asked.items() if value not in {None, ()}})
     path_of = files.paths_for(output, request)
     with console.progress() as advance:
         advance("opening the model", 0.0)
