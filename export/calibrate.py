@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..models.bundle import open_bundle
-from ..runtime import pictures
+from ..runtime import machine, pictures
 from ..runtime.components import Components
 from ..runtime.pipeline import Pipeline
 from ..runtime.providers import resolve
@@ -51,9 +51,16 @@ class Recording(Components):
         return super().run(name, feeds)
 
 
-def open_graph(graph: Path, *, threads: int = 0) -> Session:
-    """The graph on the CPU."""
-    return open_session(graph, resolve("cpu"), SessionOptions(threads=threads))
+def open_graph(graph: Path) -> Session:
+    """The graph on the CPU; the weights of a large one stay on disk."""
+    size = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
+    return open_session(graph, resolve("cpu"), SessionOptions(threads=machine.cores(), prepack=size < LARGE, arena=size < LARGE))
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that could be taken now; None where the system does not say."""
+    found = machine.memory()
+    return None if found is None else found[0]
 
 
 def record(folder: Path, prompts: Sequence[str] = (), seed: int = 0) -> dict[str, list[Feeds]]:
@@ -63,7 +70,7 @@ def record(folder: Path, prompts: Sequence[str] = (), seed: int = 0) -> dict[str
     bundle = open_bundle(folder)
     weight = sum(file.size for name, file in bundle.manifest.files.items() if name.startswith("unet/"))
     large = weight > LARGE
-    recording = Recording(bundle, resolve("cpu", bundle.manifest.target), "sequential" if large else "resident", SessionOptions())
+    recording = Recording(bundle, resolve("cpu"), "streamed" if large else "resident", SessionOptions())
     defaults, step = bundle.manifest.defaults, 8 * bundle.manifest.latent.downscale
     width, height = (max(step, size // 2 // step * step) if large else size for size in (defaults.width, defaults.height))
     with Pipeline(bundle, recording) as pipeline:

@@ -5,13 +5,16 @@ Modules are built without memory for weights: each parameter is one zero, expand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -21,6 +24,8 @@ from ..models.families import Config
 from .source import Source, Weights
 
 Feeds = dict[str, NDArray[Any]]
+LARGE = 400_000_000
+"""Bytes of weights from which a component is exported in a process of its own, and compared layer by layer from disk."""
 SKIPPED_LAYERS = 11
 """CLIP skip goes back to this many layers before the last, as the interfaces that people know do."""
 
@@ -49,6 +54,11 @@ class Component:
     vocabulary: int = 0
     """Token ids lie below this; for text encoders."""
 
+    @property
+    def bytes(self) -> int:
+        """What the weights take in float32."""
+        return 4 * sum(math.prod(shape) for shape in self.weights.shapes.values())
+
 
 def build(source: Source, name: str) -> Component:
     """The component `name` of `source`: a text encoder, `unet`, `vae_encoder` or `vae_decoder`.
@@ -74,15 +84,16 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         """input_ids (batch, tokens) int64 → last hidden state, pooled (projected if there is a projection), earlier hidden states."""
         model = self.text_model
-        x = model.embeddings.token_embedding(input_ids) + model.embeddings.position_embedding.weight[: input_ids.shape[1]]
+        places = torch.arange(input_ids.shape[1])
+        x = model.embeddings.token_embedding(input_ids) + model.embeddings.position_embedding(places)
         states: list[Tensor] = []
         for layer in model.encoder.layers:
             states.append(x)
             x = layer(x, None, is_causal=True)
         last = model.final_layer_norm(x)
         # Before transformers 4.30 configs said 2 whatever the vocabulary; the end token is then the largest id.
-        end = input_ids if model.config.eos_token_id == 2 else (input_ids == model.config.eos_token_id).to(torch.int32)
-        place = end.to(torch.int32).argmax(dim=-1)[:, None, None].expand(-1, 1, last.shape[2])
+        end = input_ids if model.config.eos_token_id == 2 else torch.eq(input_ids, int(model.config.eos_token_id))
+        place: Tensor = end.type(torch.int32).argmax(dim=-1)[:, None, None].expand(-1, 1, last.shape[2])
         pooled = torch.gather(last, 1, place)[:, 0]
         if hasattr(self, "text_projection"):
             pooled = self.text_projection(pooled)
@@ -97,7 +108,7 @@ def hidden_states(layers: int) -> range:
 
 def _text_encoder(source: Source, name: str) -> Component:
     config = CLIPTextConfig(**{k: v for k, v in source.configs[name].items() if k not in {"torch_dtype", "dtype", "transformers_version"}})
-    config._attn_implementation = "sdpa"  # noqa: SLF001  # there is no public way to choose it without loading
+    setattr(config, "_attn_implementation", "sdpa")  # noqa: B010  # there is no public way to choose it without loading
     raw, projected = source.family.raw_hidden_states, name == "text_encoder_2"
     with torch.device("meta"):
         whole = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
@@ -108,7 +119,7 @@ def _text_encoder(source: Source, name: str) -> Component:
     tokens: tuple[int | str, ...] = ("batch_size", "sequence_length", width)
     outputs = [Port("last_hidden_state", "float32", tokens)]
     outputs.append(
-        Port("text_embeds", "float32", ("batch_size", config.projection_dim))
+        Port("text_embeds", "float32", ("batch_size", int(config.projection_dim or 0)))
         if projected
         else Port("pooler_output", "float32", ("batch_size", width))
     )
@@ -139,7 +150,8 @@ class UNet(nn.Module):
 def _unet(source: Source) -> Component:
     config = source.configs["unet"]
     with torch.device("meta"):
-        model: Any = UNet2DConditionModel.from_config(dict(config))
+        kind: Any = UNet2DConditionModel
+        model = kind.from_config(dict(config))
     inputs = [
         Port("sample", "float32", ("batch_size", int(config["in_channels"]), "height", "width")),
         Port("timestep", "float32", ("batch_size",)),
@@ -185,7 +197,8 @@ class Decoder(nn.Module):
 def _vae(source: Source) -> tuple[Any, Weights, Config]:
     config = source.configs["vae"]
     with torch.device("meta"):
-        model: Any = AutoencoderKL.from_config(dict(config))
+        kind: Any = AutoencoderKL
+        model = kind.from_config(dict(config))
     found = source.weights("vae")
     return model, found.renamed({_current_attention(key): key for key in found.shapes}), config
 
@@ -248,19 +261,61 @@ def _reshaped(read: Callable[[], NDArray[np.float32]], shape: tuple[int, ...]) -
     return lambda: read().reshape(shape)
 
 
+@contextmanager
+def loaded(component: Component, *, by_layer: bool = False) -> Generator[None]:
+    """The module with its weights in float32, the reference that exported graphs are compared with.
+
+    Where it is large, or with `by_layer`, each layer's weights are read when the layer is called, and dropped after it.
+    """
+    if component.bytes < LARGE and not by_layer:
+        load(component)
+        yield
+        return
+    handles = [handle for name, layer in component.module.named_modules() for handle in _streamed(component, name, layer)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _streamed(component: Component, name: str, layer: Any) -> list[Any]:
+    names = [key for key, _ in layer.named_parameters(recurse=False)]
+    if not names:
+        return []
+    placeholders = {key: getattr(layer, key) for key in names}
+
+    def read(*_: Any) -> None:
+        for key in names:
+            full = f"{name}.{key}".removeprefix(component.prefix)
+            setattr(layer, key, nn.Parameter(tensors([component.weights.read(full)])[0], requires_grad=False))
+
+    def drop(*_: Any) -> None:
+        for key in names:
+            setattr(layer, key, placeholders[key])
+
+    return [layer.register_forward_pre_hook(read), layer.register_forward_hook(drop)]
+
+
 def load(component: Component) -> None:
-    """Fills the module with its weights, in float32: the reference that exported graphs are compared with."""
-    state = {component.prefix + key: torch.from_numpy(component.weights.read(key)) for key in component.weights.shapes}
+    """Fills the module with all of its weights at once."""
+    state = {component.prefix + key: tensors([component.weights.read(key)])[0] for key in component.weights.shapes}
     component.module.load_state_dict(state, assign=True)
     component.module.requires_grad_(requires_grad=False)
 
 
 def run(component: Component, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-    """What torch gives for `feeds`, by output name. `load` comes first."""
+    """What torch gives for `feeds`, by output name; inside of `loaded`, or after `load`."""
     with torch.inference_mode():
-        values: Any = component.module(*(torch.from_numpy(feeds[port.name]) for port in component.inputs))
-    values = values if isinstance(values, tuple) else (values,)
-    return {port.name: value.numpy() for port, value in zip(component.outputs, values, strict=True)}
+        values: Any = component.module(*tensors(feeds[port.name] for port in component.inputs))
+    every: tuple[Any, ...] = values if isinstance(values, tuple) else (values,)
+    return {port.name: value.numpy() for port, value in zip(component.outputs, every, strict=True)}
+
+
+def tensors(arrays: Iterable[NDArray[Any]]) -> tuple[Tensor, ...]:
+    """`arrays` as torch tensors that share their memory."""
+    share: Any = torch.from_numpy
+    return tuple(share(array) for array in arrays)
 
 
 def examples(component: Component, size: tuple[int, int], batch: int, tokens: int, timestep: float, seed: int) -> Feeds:
@@ -275,7 +330,7 @@ def examples(component: Component, size: tuple[int, int], batch: int, tokens: in
         elif port.name == "timestep":
             feeds[port.name] = np.full(shape, timestep, np.float32)
         elif port.name == "time_ids":
-            feeds[port.name] = rng.choice(np.float32([0, 512, 768, 1024]), shape)
+            feeds[port.name] = rng.choice(np.array([0, 512, 768, 1024], np.float32), shape)
         elif component.name == "vae_encoder":
             feeds[port.name] = rng.uniform(-1, 1, shape).astype(np.float32)
         else:

@@ -45,7 +45,7 @@ def scales(model: ir.Model, feeds: Sequence[Feeds], folder: Path, open_graph: Ca
     found: dict[str, Array] = {}
     for pair in pairs:
         assert pair.second.const_value is not None
-        weight = np.maximum(np.abs(pair.second.const_value.numpy()).max(axis=1), 1e-6)
+        weight = np.maximum(np.abs(np.asarray(pair.second.const_value.numpy(), np.float32)).max(axis=1), 1e-6)
         peaks = np.maximum(seen[pair.activation.name or ""].channel_peaks, 1e-6)
         scale = peaks**STRENGTH / weight ** (1 - STRENGTH)
         scale /= np.exp(np.mean(np.log(scale)))
@@ -67,17 +67,13 @@ def apply(model: ir.Model, found: Mapping[str, Array]) -> ir.Model:
 
 def _columns(pair: _Pair, scale: Array) -> Array:
     assert pair.first.const_value is not None
-    columns = np.ones(int(pair.first.const_value.shape[1]), np.float32)
+    columns = np.ones(graph.dims(pair.first.const_value)[1], np.float32)
     columns[pair.start : pair.start + len(scale)] = 1 / scale
     return columns
 
 
 def _scaled(value: ir.Value, factor: Array) -> None:
-    old = value.const_value
-    assert old is not None
-    value.const_value = ir.LazyTensor(
-        lambda: ir.tensor((old.numpy() * factor).astype(np.float32), name=value.name), dtype=old.dtype, shape=old.shape, name=value.name
-    )
+    graph.changed_weight(value, graph.dims(value.const_value), lambda data: (data * factor).astype(np.float32))
 
 
 def _pairs(model: ir.Model) -> list[_Pair]:
@@ -103,6 +99,6 @@ def _pairs(model: ir.Model) -> list[_Pair]:
         ):
             continue
         assert layer.weight.const_value is not None
-        start = split.outputs.index(half) * int(layer.weight.const_value.shape[0])
+        start = split.outputs.index(half) * graph.dims(layer.weight.const_value)[0]
         found.append(_Pair(layer.name, layer.input, whole.weight, whole.bias, layer.weight, start))
     return found

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
 
-from ..models import families, manifest, noise_config
-from ..models.errors import RequestError
+from ..models import manifest
+from ..models.errors import RequestError, ResourceError
 from ..models.manifest import Precision, Target
-from . import calibrate, components, graph, parity, vocabulary, write
+from . import assemble, calibrate, components, graph, parity, write
 from .calibrate import open_graph
 from .lower import Lowered, to_int8
 from .publish import Stage, staged
 from .quantize import Row
 from .source import Source, open_folder
-from .targets import TARGETS
+from .targets import FORMS, PRECISIONS, TARGETS
 from .trace import trace
 
 Progress = Callable[[str, float], None]
 """(what is done now, fraction of the whole that is done)"""
 _Rows = dict[str, tuple[Row, ...]]
-LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSES.md", "LICENCE", "NOTICE", "README.md")
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Options:
     precision: Precision | Mapping[str, Precision] = "fp32"
     """One for all, or by component; components that are not named stay fp32."""
     prompts: tuple[str, ...] = ()
-    """What is drawn to calibrate int8; a few general ones if empty."""
+    """What is drawn to calibrate int8; if empty, the source's prompts.txt, or a few general ones."""
     force: bool = False
     """Replace what stands at the destination."""
     min_snr: float | None = None
@@ -72,7 +75,10 @@ def export_folder(
     """
     options = options or Options()
     opened = open_folder(source)
+    options = options if options.prompts else replace(options, prompts=_prompts(opened))
     precisions = _precisions(opened, options)
+    if destination.absolute().parent.is_dir():
+        _check_room(opened, destination, precisions)
     with staged(destination, _key(opened, options), force=options.force) as stage:
         floats = stage.work / "float"
         records: dict[str, manifest.Component] = {}
@@ -81,14 +87,57 @@ def export_folder(
             progress(f"{name}: tracing", place / len(names))
             record = stage.recall(name)
             if record is None:
-                record = msgspec.to_builtins(export_float(opened, name, floats / name, options.target))
+                record = msgspec.to_builtins(_export_apart(source, opened, name, floats / name, options.target))
                 stage.remember(name, record)
             records[name] = msgspec.convert(record, manifest.Component)
-        made = _prepare(opened, floats, records, options)
+        made = assemble.prepare(opened, floats, records, options.target)
         rows = _lower(stage, made, precisions, options, progress)
         progress("publishing", 1.0)
-        made = _assemble(stage, floats, made)
-    return Report(destination, made, tuple(warnings_of(opened)), rows)
+        made = assemble.assemble(stage.bundle, floats, made)
+    return Report(destination, made, tuple(assemble.warnings(opened)), rows)
+
+
+def _export_apart(folder: Path, source: Source, name: str, destination: Path, target: Target) -> manifest.Component:
+    """`export_float`, for a large component in a process of its own, so that its memory is given back whole."""
+    size = _bytes(source, name)
+    if size < components.LARGE:
+        return export_float(source, name, destination, target)
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_export_again, folder, name, destination, target).result()
+    except BrokenProcessPool as error:
+        raise ResourceError(
+            f"{name}: the process that exported it was killed, most likely for lack of memory: close other programs and run it again"
+        ) from error
+
+
+def _export_again(folder: Path, name: str, destination: Path, target: Target) -> manifest.Component:
+    return export_float(open_folder(folder), name, destination, target)
+
+
+def _bytes(source: Source, name: str) -> int:
+    """What the weights of a component take in float32."""
+    shapes = source.weights("vae" if name.startswith("vae") else name).shapes
+    return 4 * sum(math.prod(shape) for shape in shapes.values())
+
+
+def _check_room(source: Source, destination: Path, precisions: Mapping[str, Precision]) -> None:
+    """Refuses to start what cannot end.
+
+    Raises:
+        ResourceError: less free disk or memory than the export takes at its peak.
+    """
+    sizes = {name: _bytes(source, name) for name in precisions}
+    lowered = [size for name, size in sizes.items() if precisions[name] != "fp32"]
+    disk = sum(sizes.values()) + sum(size // 2 for size in lowered) + max(lowered, default=0)  # the last is the graph that is observed
+    free = shutil.disk_usage(destination.absolute().parent).free
+    if free < disk * 1.05:
+        raise ResourceError(
+            f"{destination.absolute().parent}: {free >> 20} MiB free, this export takes {disk * 21 // 20 >> 20} MiB at its peak: free some space"
+        )
+    memory, wanted = calibrate.free_memory(), 600_000_000 + min(max(sizes.values()) // 4, 2_000_000_000)
+    if memory is not None and memory < wanted:
+        raise ResourceError(f"{memory >> 20} MiB of memory are free, but this export takes about {wanted >> 20} MiB: close other programs")
 
 
 def export_float(source: Source, name: str, folder: Path, target: Target) -> manifest.Component:
@@ -96,60 +145,14 @@ def export_float(source: Source, name: str, folder: Path, target: Target) -> man
     component = components.build(source, name)
     model = graph.apply(trace(component), TARGETS[target])
     write.save(model, folder)
-    components.load(component)
     feeds = parity.cases(component)
-    expected = parity.references(component, feeds)
+    with components.loaded(component):
+        expected = parity.references(component, feeds)
     found = parity.compare(open_graph(folder / write.GRAPH), feeds, expected)
     parity.require(name, "fp32", found, parity.BARS["fp32"])
     ports = {port.name: manifest.Tensor(port.dtype, port.shape) for port in component.inputs}
     given = {port.name: manifest.Tensor(port.dtype, port.shape) for port in component.outputs}
     return manifest.Component(f"{name}/{write.GRAPH}", "fp32", ports, given, found.db)
-
-
-def _prepare(source: Source, folder: Path, records: Mapping[str, manifest.Component], options: Options) -> manifest.Manifest:
-    """Makes `folder`, which has the graphs, a float32 bundle: tokenizers, licence, manifest."""
-    tokenizers: dict[str, manifest.Tokenizer] = {}
-    for encoder in source.family.text_encoders:
-        name = encoder.replace("text_encoder", "tokenizer")
-        positions = int(source.configs[encoder].get("max_position_embeddings", 77))
-        tokenizers[name] = vocabulary.convert(source.folder / name, folder / name, positions)
-    for name in LICENCES:
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, folder / name)
-    made = _manifest(source, records, tokenizers, options.target)
-    return _sealed(made, folder)
-
-
-def _manifest(
-    source: Source, records: Mapping[str, manifest.Component], tokenizers: Mapping[str, manifest.Tokenizer], target: Target
-) -> manifest.Manifest:
-    vae = source.configs["vae"]
-    scheduler = source.configs["scheduler"]
-    return manifest.Manifest(
-        family=source.family.name,
-        target=target,
-        components=dict(records),
-        tokenizers=dict(tokenizers),
-        noise=noise_config.from_scheduler_config(scheduler, f"{source.folder}/scheduler/scheduler_config.json").noise,
-        latent=manifest.Latent(
-            channels=int(vae["latent_channels"]),
-            downscale=source.downscale,
-            scaling=float(vae.get("scaling_factor") or 0.18215),
-            shift=float(vae.get("shift_factor") or 0.0),
-        ),
-        defaults=families.defaults(source.family, source.configs["unet"], scheduler, source.downscale, source.overrides),
-        source=manifest.Source(source.name, source.revision, source.licence),
-        files={},
-        made_by=f"diffusette {version('diffusette')}",
-    )
-
-
-def _sealed(made: manifest.Manifest, folder: Path) -> manifest.Manifest:
-    """Writes `made` into `folder` with size and hash of every file there."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != manifest.FILE_NAME)
-    made = msgspec.structs.replace(made, files={path.relative_to(folder).as_posix(): write.fingerprint(path) for path in paths})
-    (folder / manifest.FILE_NAME).write_bytes(manifest.encode(made))
-    return made
 
 
 def _lower(stage: Stage, made: manifest.Manifest, precisions: Mapping[str, Precision], options: Options, progress: Progress) -> _Rows:
@@ -167,7 +170,16 @@ def _lower(stage: Stage, made: manifest.Manifest, precisions: Mapping[str, Preci
         record = stage.recall(f"{name}.lowered")
         if record is None:
             bar = options.min_snr if options.min_snr is not None and name == "unet" else parity.BARS[precisions[name]]
-            lowered = to_int8(name, floats / name, stage.bundle / name, stage.work / "observed", feeds[name], made.components[name], bar)
+            lowered = to_int8(
+                name,
+                floats / name,
+                stage.bundle / name,
+                stage.work / "observed",
+                feeds[name],
+                made.components[name],
+                bar,
+                FORMS[options.target],
+            )
             record = msgspec.to_builtins(lowered)
             stage.remember(f"{name}.lowered", record)
         done = msgspec.convert(record, Lowered)
@@ -176,22 +188,29 @@ def _lower(stage: Stage, made: manifest.Manifest, precisions: Mapping[str, Preci
     return rows
 
 
-def _assemble(stage: Stage, floats: Path, made: manifest.Manifest) -> manifest.Manifest:
-    """Moves into the bundle what is not there in another precision, and seals it."""
-    for path in sorted(floats.iterdir()):
-        target = stage.bundle / path.name
-        if path.name != manifest.FILE_NAME and not (path.name in made.components and made.components[path.name].precision != "fp32"):
-            if target.exists():
-                shutil.rmtree(target) if target.is_dir() else target.unlink()
-            path.replace(target)
-    return _sealed(made, stage.bundle)
+def precision_of(text: str | None, target: Target) -> Precision | dict[str, Precision]:
+    """What `--precision` says: one for all components, or "unet=int8,vae_decoder=fp32"; None is the default of `target`.
+
+    Raises:
+        RequestError: a precision that cannot be written.
+    """
+    if text is None:
+        return "int8" if target == "cpu" else "fp32"
+    found: dict[str, Precision] = {}
+    for part in text.split(","):
+        name, _, precision = part.rpartition("=")
+        if precision not in {"fp32", "int8"}:
+            raise RequestError(f"precision {precision!r}: expected fp32 or int8, for all or as unet=int8,vae_decoder=fp32")
+        if not name:
+            return precision  # pyright: ignore[reportReturnType]  # one of two literals
+        found[name.strip()] = precision  # pyright: ignore[reportArgumentType]  # likewise
+    return found
 
 
-def warnings_of(source: Source) -> list[str]:
-    """What the user should know about the source."""
-    if source.licence == "unknown":
-        return [f"{source.folder}: no licence is named in README.md: recorded as unknown; make sure that you may pass it on"]
-    return []
+def _prompts(source: Source) -> tuple[str, ...]:
+    """What a model asks to be calibrated on: its prompts.txt, a prompt a line, if it has one."""
+    file = source.folder / "prompts.txt"
+    return tuple(line for line in file.read_text("utf-8").splitlines() if line.strip()) if file.is_file() else ()
 
 
 def _precisions(source: Source, options: Options) -> dict[str, Precision]:
@@ -201,8 +220,14 @@ def _precisions(source: Source, options: Options) -> dict[str, Precision]:
         unknown = given.keys() - set(source.family.components)
         if unknown:
             raise RequestError(f"precision of {min(unknown)!r}: {source.family.name} has {', '.join(source.family.components)}")
-        return {name: given.get(name, "fp32") for name in source.family.components}
-    return dict.fromkeys(source.family.components, given)
+        found: dict[str, Precision] = {name: given.get(name, "fp32") for name in source.family.components}
+    else:
+        found = dict.fromkeys(source.family.components, given)
+    for name, precision in found.items():
+        if precision not in PRECISIONS[options.target]:
+            has = " or ".join(PRECISIONS[options.target])
+            raise RequestError(f"{name} in {precision} for {options.target}: expected {has}; int8 is for cpu and openvino")
+    return found
 
 
 def _key(source: Source, options: Options) -> str:

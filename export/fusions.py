@@ -7,7 +7,21 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .graph import MICROSOFT, attribute, constant, declined, initializer, integers, nodes_of, producer, rank, replace, tidy
+from .graph import (
+    MICROSOFT,
+    attribute,
+    changed_weight,
+    constant,
+    declined,
+    dims,
+    initializer,
+    integers,
+    nodes_of,
+    producer,
+    rank,
+    replace,
+    tidy,
+)
 
 
 def fuse_attention(model: ir.Model) -> ir.Model:
@@ -98,11 +112,9 @@ def lower_group_norm(model: ir.Model) -> ir.Model:
         if x is None or scale is None or bias is None or x.shape is None or scale.shape is None or len(scale.shape) != 1:
             declined(model).append(f"{node.name}: the shapes around this GroupNormalization are not known")
             continue
-        groups, axes = attribute(node, "num_groups"), len(x.shape) - 2
-        ones, zeros = (
-            initializer(model, f"ones_{groups}", np.ones(groups, np.float32)),
-            initializer(model, f"zeros_{groups}", np.zeros(groups, np.float32)),
-        )
+        groups, axes = int(attribute(node, "num_groups")), len(x.shape) - 2
+        ones = initializer(model, f"ones_{groups}", np.ones(groups, np.float32))
+        zeros = initializer(model, f"zeros_{groups}", np.zeros(groups, np.float32))
         split = ir.node("Reshape", [x, integers(model, 0, groups, -1)])
         norm = ir.node(
             "InstanceNormalization", [split.outputs[0], ones, zeros], {"epsilon": attribute(node, "epsilon", 1e-5)}, name=node.name
@@ -119,10 +131,13 @@ def _per_channel(model: ir.Model, value: ir.Value, axes: int) -> ir.Value:
     """The vector `value` in the shape (channels, 1, 1), under the same name where nothing else uses it."""
     old = value.const_value
     assert old is not None
-    shape = (int(np.prod(old.shape)), *(1,) * axes)
-    name = f"{value.name}" if len(value.uses()) == 1 else f"{value.name}.per_channel"
-    tensor = ir.LazyTensor(lambda: ir.tensor(old.numpy().reshape(shape), name=name), dtype=old.dtype, shape=ir.Shape(shape), name=name)
-    if name != value.name:
-        return initializer(model, name, tensor)
-    value.const_value, value.shape = tensor, tensor.shape
-    return value
+    shape = (dims(old)[0], *(1,) * axes)
+    if len(value.uses()) == 1:
+        changed_weight(value, shape, lambda data: data.reshape(shape))
+        return value
+    name = f"{value.name}.per_channel"
+    return initializer(
+        model,
+        name,
+        ir.LazyTensor(lambda: ir.tensor(old.numpy().reshape(shape), name=name), dtype=old.dtype, shape=ir.Shape(shape), name=name),
+    )

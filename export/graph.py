@@ -27,7 +27,8 @@ def apply(model: ir.Model, passes: Sequence[Pass]) -> ir.Model:
 
 def declined(model: ir.Model) -> list[str]:
     """What passes could not do, and why."""
-    return model.meta.setdefault("declined", [])
+    meta: Any = model.meta
+    return meta.setdefault("declined", [])
 
 
 def tidy(model: ir.Model) -> ir.Model:
@@ -74,9 +75,14 @@ def initializer(model: ir.Model, name: str, data: NDArray[Any] | ir.TensorProtoc
     if name in model.graph.initializers:
         return model.graph.initializers[name]
     tensor = ir.tensor(data, name=name) if isinstance(data, np.ndarray) else data
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(dims(tensor)), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.initializers.add(value)
     return value
+
+
+def dims(tensor: Any) -> tuple[int, ...]:
+    """The shape of a constant."""
+    return tuple(int(size) for size in tensor.shape)
 
 
 def integers(model: ir.Model, *numbers: int) -> ir.Value:

@@ -11,6 +11,8 @@ import msgspec
 from ..models.manifest import Component, Precision
 from . import equalize, parity, quantize, ranges, recipe, write
 from .calibrate import Feeds, open_graph
+from .quantize import Form
+from .recipe import Kind
 
 PROMOTED = 8
 """Layers that go back to float at once while the bar is not met: an eighth of those that are left, at least so many."""
@@ -24,7 +26,9 @@ class Lowered:
     rows: tuple[quantize.Row, ...]
 
 
-def to_int8(name: str, float_folder: Path, folder: Path, work: Path, feeds: Sequence[Feeds], made: Component, bar: float) -> Lowered:
+def to_int8(
+    name: str, float_folder: Path, folder: Path, work: Path, feeds: Sequence[Feeds], made: Component, bar: float, form: Form
+) -> Lowered:
     """Writes the component in `float_folder` with 8-bit layers into `folder`; `feeds` are what it was given when pictures were drawn.
 
     Where the result is below `bar` (dB), the layers that lose most go back to 8-bit weights with float arithmetic.
@@ -38,13 +42,13 @@ def to_int8(name: str, float_folder: Path, folder: Path, work: Path, feeds: Sequ
     reference.close()
     plain = write.load(float_folder)
     elements = sum(layer.elements for layer in quantize.layers(plain))
-    kinds = {layer.name: recipe.kind(name, layer.name, elements) for layer in quantize.layers(plain)}
+    kinds: dict[str, Kind] = {layer.name: recipe.kind(name, layer.name, elements) for layer in quantize.layers(plain)}
     scales = equalize.scales(plain, feeds, work, open_graph)
     equalize.apply(plain, scales)
     wanted = quantize.wanted_tensors(plain, kinds.__getitem__)
     seen = ranges.observe(plain, wanted, feeds, work, open_graph) if wanted else {}
     while True:
-        model, rows = quantize.quantize(equalize.apply(write.load(float_folder), scales), kinds.__getitem__, seen)
+        model, rows = quantize.quantize(equalize.apply(write.load(float_folder), scales), kinds.__getitem__, seen, form)
         write.save(model, folder)
         found = parity.compare(open_graph(folder / write.GRAPH), checked, expected)
         weakest = sorted((row for row in rows if row.kind == "int8"), key=lambda row: row.snr or 0.0)

@@ -60,7 +60,7 @@ def references(component: Component, feeds: Iterable[Feeds]) -> list[dict[str, N
     return [run(component, feed) for feed in feeds]
 
 
-def compare(session: Any, feeds: Iterable[Feeds], expected: Iterable[Mapping[str, NDArray[Any]]]) -> Parity:
+def compare(session: Any, feeds: Iterable[Mapping[str, NDArray[Any]]], expected: Iterable[Mapping[str, NDArray[Any]]]) -> Parity:
     """How the outputs of `session` (something with `run(feeds)`) compare with the expected ones."""
     worst: dict[str, float] = {}
     for feed, wanted in zip(feeds, expected, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .graph import Pass, attribute, changed_weight, constant, declined, integers, nodes_of, producer, replace, tidy, typed
+from .graph import Pass, attribute, changed_weight, constant, declined, dims, integers, nodes_of, producer, replace, tidy, typed
 
 
 def fold_transposed_weights(model: ir.Model) -> ir.Model:
@@ -18,7 +18,7 @@ def fold_transposed_weights(model: ir.Model) -> ir.Model:
             or any(node.op_type != "Transpose" or attribute(node, "perm") != (1, 0) for node in users)
         ):
             continue
-        rows, columns = (int(size) for size in value.const_value.shape)
+        rows, columns = dims(value.const_value)
         changed_weight(value, (columns, rows), np.transpose)
         for node in users:
             node.outputs[0].replace_all_uses_with(value)
@@ -158,7 +158,7 @@ def _linear(conv: ir.Node, x: ir.Value | None) -> list[ir.Node]:
     weight = conv.inputs[1]
     assert weight is not None
     assert weight.const_value is not None
-    columns, rows = (int(size) for size in tuple(weight.const_value.shape)[:2])
+    columns, rows = dims(weight.const_value)[:2]
     changed_weight(weight, (rows, columns), lambda data: data.reshape(columns, rows).T)
     nodes = [ir.node("MatMul", [x, weight], name=conv.name)]
     if len(conv.inputs) > 2 and conv.inputs[2] is not None:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ class Stage:
 
 
 @contextmanager
-def staged(destination: Path, key: str, *, force: bool) -> Iterator[Stage]:
+def staged(destination: Path, key: str, *, force: bool) -> Generator[Stage]:
     """A place to build what shall stand at `destination`; leaving the block without an error publishes it.
 
     `key` says what is built: stages that an export with another key left behind are dropped.
@@ -155,7 +155,7 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Generator[None]:
     """Holds the lock file in `folder`; the system lets go of it when the process ends, however it ends."""
     path = folder / _LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -112,13 +112,15 @@ def fit_weight(weight: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
     """`weight` in signed 8 bit with a scale for each index of `axis`, each with the least squared error."""
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
     largest = np.maximum(np.abs(rows).max(axis=1), 1e-12)
-    best, least = largest / 127.0, np.full(len(rows), np.inf)
+    best: NDArray[Any] = largest / 127.0
+    least: NDArray[Any] = np.full(len(rows), np.inf)
     for shrink in np.linspace(1.0, 0.7, 7):
         scale = (largest * shrink / 127.0).astype(np.float32)
         stored = np.clip(np.rint(rows / scale[:, None]), -127, 127)
         error = np.square(rows - stored * scale[:, None]).sum(axis=1)
-        best, least = np.where(error < least, scale, best), np.minimum(error, least)
-    scale = best.astype(np.float32)
+        best = np.where(error < least, scale, best)
+        least = np.minimum(error, least)
+    scale: Array = best.astype(np.float32)
     shape = [1] * weight.ndim
     shape[axis] = -1
     stored = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)

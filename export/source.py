@@ -7,13 +7,13 @@ by name; code in a model's folder is never run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,8 @@ def open_folder(folder: Path) -> Source:
         BundleError: no such folder, a class outside `ALLOWED`, weights that are a pickle, a config that cannot be read.
     """
     index = read_json(folder / "model_index.json")
-    components = {name: (value[0], value[1]) for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    pairs: Any = {name: tuple(value) for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    components: dict[str, tuple[Any, Any]] = pairs
     for name, classes in ALLOWED.items():
         found = components.get(name, (None, None))[1]
         if found is not None and found not in classes:
@@ -120,7 +121,8 @@ def open_weights(folder: Path) -> Weights:
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         with opened(path) as file:
-            for name in file.keys():  # noqa: SIM118  # it is no mapping
+            names: list[str] = list(file.keys())
+            for name in names:
                 part = file.get_slice(name)
                 if part.get_dtype() not in _DTYPES:
                     raise BundleError(
@@ -154,10 +156,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Generator[Any]:
     """The safetensors file at `path`; what is wrong with it comes as BundleError."""
     try:
-        with safe_open(path, framework="numpy") as file:
+        reader: Any = safe_open
+        with reader(path, framework="numpy") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path}: not a readable safetensors file ({error}): fetch it again") from error
@@ -181,7 +184,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path}: not JSON ({error}): fetch it again") from error
     if not isinstance(value, dict):
         raise BundleError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return cast("dict[str, Any]", value)
 
 
 def licence_of(folder: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxscript import optimizer
 
 from ..models.errors import NumericalError
-from .components import Component, examples
+from .components import Component, examples, tensors
 from .source import Weights
 
 OPSET = 23
@@ -37,14 +37,15 @@ def trace(component: Component) -> ir.Model:
     # Odd sizes, so that the traced graph takes its up-sampling sizes from the skip connections and every size works.
     size = (48, 80) if component.name == "vae_encoder" else (19, 21)
     feeds = examples(component, size, batch=2, tokens=7, timestep=500.0, seed=0)
-    arguments = tuple(torch.from_numpy(feeds[port.name]) for port in ports)
+    arguments = tensors(feeds[port.name] for port in ports)
     shapes = [{axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if isinstance(dim, str)} for port in ports]
     if component.name == "unet" and len(shapes) > 3:
         shapes = [*shapes[:3], tuple(shapes[3:])]  # the wrapper's additional inputs come as one *argument
     with _quiet(), torch.no_grad():
         # Exported here, since torch.onnx.export falls from non-strict back to strict tracing on free sizes, which takes thrice the time.
         exported = torch.export.export(component.module, arguments, dynamic_shapes=tuple(shapes), strict=False)
-        program = torch.onnx.export(
+        to_onnx: Any = torch.onnx.export
+        program = to_onnx(
             exported,
             dynamo=True,
             opset_version=OPSET,
@@ -53,8 +54,7 @@ def trace(component: Component) -> ir.Model:
             input_names=[port.name for port in ports],
             output_names=[port.name for port in component.outputs],
         )
-    assert program is not None
-    model = program.model
+    model: ir.Model = program.model
     _name_ports(model, component)
     _simplify(model)
     _attach(model, component.prefix, component.weights)
@@ -123,7 +123,7 @@ def _renamed(expression: str, names: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Torch's exporter talks about its own internals: about torchvision, deprecated calls, and what it did to dimensions."""
     root = logging.getLogger("torch.onnx")
     level = root.level

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..models.errors import BundleError
 from ..models.manifest import Tokenizer
@@ -49,8 +49,8 @@ def _read(source: Path) -> tuple[dict[str, int], list[str]]:
     if not (source / "tokenizer.json").exists():
         raise BundleError(f"{source}: expected vocab.json and merges.txt, or tokenizer.json: the tokenizer is missing")
     whole = read_json(source / "tokenizer.json")
-    model: Any = whole.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != "</w>":
+    model = cast("dict[str, Any]", whole.get("model") or {})
+    if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != "</w>" or not {"vocab", "merges"} <= model.keys():
         raise BundleError(f"{source / 'tokenizer.json'}: expected CLIP's byte-pair model with the end of words marked by '</w>'")
     vocabulary: dict[str, int] = {str(token): int(number) for token, number in model["vocab"].items()}
     for token in whole.get("added_tokens", []):
@@ -61,4 +61,4 @@ def _read(source: Path) -> tuple[dict[str, int], list[str]]:
 
 def _text(token: Any) -> str:
     """A special token as configs write it: a string, or an object with `content`."""
-    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
+    return str(cast("dict[str, Any]", token).get("content", "")) if isinstance(token, dict) else str(token or "")

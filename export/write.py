@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from ..models.manifest import File
+from .graph import dims
 
 GRAPH, DATA = "model.onnx", "model.onnx_data"
 INLINE = 1_000_000
@@ -47,7 +49,8 @@ def save(model: ir.Model, folder: Path) -> dict[str, File]:
 
 def load(folder: Path) -> ir.Model:
     """The model that `save` wrote into `folder`; large tensors stay on disk."""
-    return ir.load(folder / GRAPH)
+    read: Any = ir.load
+    return read(folder / GRAPH)
 
 
 def _write_data(values: list[ir.Value], folder: Path) -> File:
@@ -72,7 +75,7 @@ def _write_data(values: list[ir.Value], folder: Path) -> File:
         old = value.const_value
         assert old is not None
         value.const_value = ir.ExternalTensor(
-            DATA, start, length, old.dtype, shape=ir.Shape(old.shape), name=value.name or "", base_dir=folder
+            DATA, start, length, old.dtype, shape=ir.Shape(dims(old)), name=value.name or "", base_dir=folder
         )
     return File(offset, digest.hexdigest())
 

@@ -19,8 +19,8 @@ from diffusers import (
     PNDMScheduler,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Regex as TokenRegex
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 FAMILIES = ("sd1", "sd1-lcm", "sd1-inpaint", "sd1-pix2pix", "sd2", "sd2-v", "sd-turbo", "sdxl", "sdxl-refiner", "sdxl-turbo")

@@ -1,0 +1,81 @@
+"""What makes graphs a bundle: tokenizers, licence, and the manifest with the hash of every file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from ..models import families, manifest, noise_config
+from ..models.manifest import Target
+from . import vocabulary, write
+from .source import Source
+
+LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSES.md", "LICENCE", "NOTICE", "README.md")
+
+
+def prepare(source: Source, folder: Path, records: Mapping[str, manifest.Component], target: Target) -> manifest.Manifest:
+    """Makes `folder`, which has the graphs, a float32 bundle: tokenizers, licence, manifest."""
+    tokenizers: dict[str, manifest.Tokenizer] = {}
+    for encoder in source.family.text_encoders:
+        name = encoder.replace("text_encoder", "tokenizer")
+        positions = int(source.configs[encoder].get("max_position_embeddings", 77))
+        tokenizers[name] = vocabulary.convert(source.folder / name, folder / name, positions)
+    for name in LICENCES:
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, folder / name)
+    made = _described(source, records, tokenizers, target)
+    return _sealed(made, folder)
+
+
+def _described(
+    source: Source, records: Mapping[str, manifest.Component], tokenizers: Mapping[str, manifest.Tokenizer], target: Target
+) -> manifest.Manifest:
+    vae = source.configs["vae"]
+    scheduler = source.configs["scheduler"]
+    return manifest.Manifest(
+        family=source.family.name,
+        target=target,
+        components=dict(records),
+        tokenizers=dict(tokenizers),
+        noise=noise_config.from_scheduler_config(scheduler, f"{source.folder}/scheduler/scheduler_config.json").noise,
+        latent=manifest.Latent(
+            channels=int(vae["latent_channels"]),
+            downscale=source.downscale,
+            scaling=float(vae.get("scaling_factor") or 0.18215),
+            shift=float(vae.get("shift_factor") or 0.0),
+        ),
+        defaults=families.defaults(source.family, source.configs["unet"], scheduler, source.downscale, source.overrides),
+        source=manifest.Source(source.name, source.revision, source.licence),
+        files={},
+        made_by=f"diffusette {version('diffusette')}",
+    )
+
+
+def _sealed(made: manifest.Manifest, folder: Path) -> manifest.Manifest:
+    """Writes `made` into `folder` with size and hash of every file there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != manifest.FILE_NAME)
+    made = msgspec.structs.replace(made, files={path.relative_to(folder).as_posix(): write.fingerprint(path) for path in paths})
+    (folder / manifest.FILE_NAME).write_bytes(manifest.encode(made))
+    return made
+
+
+def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> manifest.Manifest:
+    """Moves into the bundle what is not there in another precision, and seals it."""
+    for path in sorted(floats.iterdir()):
+        target = bundle / path.name
+        if path.name != manifest.FILE_NAME and not (path.name in made.components and made.components[path.name].precision != "fp32"):
+            if target.exists():
+                shutil.rmtree(target) if target.is_dir() else target.unlink()
+            path.replace(target)
+    return _sealed(made, bundle)
+
+
+def warnings(source: Source) -> list[str]:
+    """What the user should know about the source."""
+    if source.licence == "unknown":
+        return [f"{source.folder}: no licence is named in README.md: recorded as unknown; make sure that you may pass it on"]
+    return []
