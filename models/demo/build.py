@@ -14,6 +14,7 @@ from pathlib import Path
 import autoencoder
 import click
 import data
+import numpy as np
 import text
 import torch
 import unet
@@ -22,7 +23,7 @@ from transformers import CLIPTextModel
 
 SOURCE = data.HERE / "source"
 BUNDLE = data.HERE / "bundle"
-DEFAULTS = {"width": 128, "height": 128, "steps": 14, "guidance": 3.0, "sampler": "dpm++2m", "schedule": "model"}
+DEFAULTS = {"width": 128, "height": 128, "steps": 10, "guidance": 2.5, "sampler": "dpm++2m", "schedule": "model"}
 STAGES = ("data", "autoencoder", "text", "unet", "decoder", "judge")
 
 
@@ -68,6 +69,11 @@ def assemble(folder: Path) -> None:
     }
     write_json(folder / "model_index.json", index)
     write_json(folder / "diffusette.json", DEFAULTS)
+    rng, subjects = np.random.default_rng(8), data.read_subjects()
+    styles, backgrounds = list(data.STYLES), list(data.BACKGROUNDS)
+    rows = rng.permutation(len(subjects.icons))[:12]
+    prompts = [f"{subjects.words[row][0]}, {styles[index % 2]} style, {backgrounds[index]} background" for index, row in enumerate(rows)]
+    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
     shutil.copy(data.HERE / "MODEL_CARD.md", folder / "README.md")
     shutil.copy(data.HERE / "LICENSES.md", folder / "LICENSE.md")
 
@@ -103,7 +109,7 @@ def main(assemble_only: bool) -> None:
     assemble(fresh)
     shutil.rmtree(SOURCE, ignore_errors=True)
     shutil.move(fresh, SOURCE)
-    subprocess.run([sys.executable, "-m", "diffusette", "export", str(SOURCE), str(BUNDLE), "--precision", "int8", "--force"], check=True)
+    subprocess.run([sys.executable, "-m", "diffusette", "export", str(SOURCE), str(BUNDLE), "--force"], check=True)
 
 
 if __name__ == "__main__":

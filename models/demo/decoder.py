@@ -20,7 +20,7 @@ CHECKPOINT = data.WORK / "autoencoder-final.pt"
 
 
 @click.command()
-@click.option("--steps", default=1500)
+@click.option("--steps", default=360)
 @click.option("--lr", default=1.2e-3)
 def main(steps: int, lr: float) -> None:
     torch.manual_seed(0)
