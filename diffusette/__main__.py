@@ -176,6 +176,72 @@ def metadata(file: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option(
+    "--model", "models", type=FOLDER, multiple=True, help="Folder of a bundle; may be given several times.  [default: the model inside]"
+)
+@click.option("--versus", type=FOLDER, help="Compare each model with this bundle, drawing in turns.")
+@click.option("--reference", type=FOLDER, help="Compare the pictures and components with those of this bundle.")
+@click.option("--prompt", default="red apple, flat style, blue background", show_default=True)
+@click.option("--provider", default="auto", show_default=True, help="One or more of cpu, cuda, directml, openvino, webgpu, auto.")
+@click.option("--memory", default="auto", show_default=True, help="One or more of resident, sequential, streamed, auto.")
+@click.option("--threads", default="0", help="One or more numbers.  [default: one a core]")
+@click.option("--size", help="One or more of N or WIDTHxHEIGHT, in pixels.  [default: the model's]")
+@click.option("--steps", help="One or more numbers.  [default: the model's]")
+@click.option("--count", default="1", show_default=True, help="Pictures a request: one or more numbers.")
+@click.option("--guidance", type=float)
+@click.option("--sampler")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--warmup", type=int, default=1, show_default=True, help="Requests after the first that are not counted.")
+@click.option("--repeats", type=int, default=5, show_default=True, help="Requests that are.")
+@click.option("-o", "--output", type=FILE, help="Keep everything in this JSON file, while measuring.")
+@click.option("--csv", type=FILE, help="Keep the rows in this CSV file.")
+@click.option("--markdown", type=FILE, help="Keep the table in this Markdown file.")
+@as_json
+def bench(
+    models: tuple[Path, ...],
+    provider: str,
+    memory: str,
+    threads: str,
+    size: str | None,
+    steps: str | None,
+    count: str,
+    output: Path | None,
+    csv: Path | None,
+    markdown: Path | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Measure time, memory and fidelity. Where several values may be given, commas part them; all combinations are measured."""
+    from .benchmarks import protocol, report
+
+    settings = protocol.Settings(
+        models=models or (None,),
+        providers=protocol.names(provider),
+        memories=protocol.names(memory),
+        threads=protocol.numbers("threads", threads),
+        sizes=protocol.sizes(size) if size else ((None, None),),
+        steps=protocol.numbers("steps", steps) if steps else (None,),
+        counts=protocol.numbers("count", count),
+        **asked,
+    )
+    write = report.keeper({"json": output, "csv": csv, "markdown": markdown})
+    kept: list[Any] = []
+
+    def keep(found: Any) -> None:
+        kept[:] = [found]
+        write(found)
+
+    try:
+        with console.progress() as advance:
+            protocol.run(settings, advance, keep)
+    finally:
+        if kept:
+            click.echo((report.as_json if as_json else report.text)(kept[0]).rstrip("\n"))
+    if kept[0].failure():
+        raise click.ClickException(kept[0].failure())
+
+
+@cli.command()
 @as_json
 def doctor(as_json: bool) -> None:
     """Say what this machine has, what is missing, and what to install."""

@@ -16,7 +16,8 @@ ARROWS = {
     "models": set(),
     "runtime": {"models"},
     "export": {"models"},
-    "diffusette": {"models", "runtime", "export"},
+    "benchmarks": {"models", "runtime"},
+    "diffusette": {"models", "runtime", "export", "benchmarks"},
 }
 EXCEPTIONS = {("export/calibrate.py", "runtime")}
 """Calibration records what the real pipeline feeds to its sessions."""
@@ -51,7 +52,7 @@ def test_a_folder_imports_only_from_the_folders_its_arrows_allow(folder: str) ->
 
 
 def test_the_inference_engine_is_named_in_two_files_only() -> None:
-    for folder in ("models", "runtime", "diffusette"):
+    for folder in ("models", "runtime", "benchmarks", "diffusette"):
         for path in modules(folder):
             heads = {module.split(".")[0] for level, module in imports(path) if not level}
             assert "onnxruntime" not in heads or f"{folder}/{path.name}" in ENGINE, path

@@ -1,0 +1,79 @@
+"""One combination of settings under measurement: its process, what that process told so far, and its memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from typing import Self
+
+import msgspec
+
+from .memory import Sampler
+from .worker import Drawn, Event, Failed, Job, Opened
+
+
+class Contender:
+    """A process that draws when it is told to. Its failures do not raise: `failure` says why, and nothing more happens."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.opened: Opened | None = None
+        self.drawn: list[Drawn] = []
+        self.start_latency: float | None = None
+        """Seconds from the start of the process until the bundle was open."""
+        self.failure = ""
+        self.memory: Sampler | None = None
+        self._stack = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._said = self._stack.enter_context(tempfile.TemporaryFile())
+        command = [sys.executable, "-m", f"{__package__}.worker", msgspec.json.encode(self.job).decode()]
+        started = time.perf_counter()
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said)
+        self._stack.enter_context(self._process)
+        self._stack.callback(self._process.kill)
+        self.memory = self._stack.enter_context(Sampler(self._process.pid))
+        event = self._next()
+        if isinstance(event, Opened):
+            self.opened, self.start_latency = event, event.ready_at - started
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def draw(self) -> None:
+        """Draw the job's request once more; its times are appended to `drawn`."""
+        if self.failure or self._process is None or self._process.stdin is None:
+            return
+        with suppress(BrokenPipeError):  # it has died since; what it says next, or does not say, tells how
+            os.write(self._process.stdin.fileno(), b"\n")  # past the buffer, which would be flushed into the broken pipe once more
+        event = self._next()
+        if isinstance(event, Drawn):
+            self.drawn.append(event)
+
+    def _next(self) -> Event | None:
+        """What the process says next; where it says that it failed, or nothing any more, that becomes `failure`."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self.failure = self._obituary(self._process.wait())
+            return None
+        event = msgspec.json.decode(line, type=Event)
+        if isinstance(event, Failed):
+            self.failure = event.message
+        return event
+
+    def _obituary(self, code: int) -> str:
+        if code < 0:
+            return (
+                f"the process was ended by signal {-code}: if that is 9, memory did not suffice; try --memory streamed, or smaller pictures"
+            )
+        self._said.seek(0)
+        lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
+        return f"the process ended with code {code}: {lines[-1] if lines else 'it said nothing'}"

@@ -1,0 +1,67 @@
+"""The components of a pipeline, each call noted down: when it ran, and on demand what went in and came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from ..runtime.components import Components
+from ..runtime.pipeline import Pipeline
+
+
+class Call(NamedTuple):
+    """One run of a component, in seconds of `time.perf_counter`, which all processes of a machine share."""
+
+    component: str
+    start: float
+    end: float
+
+
+class Exchange(NamedTuple):
+    """What went into a component and what came out."""
+
+    component: str
+    feeds: dict[str, NDArray[Any]]
+    outputs: dict[str, NDArray[Any]]
+
+
+class Recorder(Components):
+    """Passes everything on to `inner`. Not for several threads."""
+
+    def __init__(self, inner: Components) -> None:
+        self.bundle, self.provider, self.plan, self.seconds = inner.bundle, inner.provider, inner.plan, inner.seconds
+        self.calls: list[Call] = []
+        self.exchanges: list[Exchange] | None = None
+        """Set it to a list, and what goes in and comes out is kept there."""
+        self._inner = inner
+
+    def run(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run component `name` once; `Components.run`."""
+        started = time.perf_counter()
+        outputs = self._inner.run(name, feeds)
+        self.calls.append(Call(name, started, time.perf_counter()))
+        if self.exchanges is not None:
+            self.exchanges.append(Exchange(name, dict(feeds), outputs))
+        return outputs
+
+    def notes(self) -> tuple[str, ...]:
+        """What the sessions had to say."""
+        return self._inner.notes()
+
+    def cancel(self) -> None:
+        """Stop what runs now."""
+        self._inner.cancel()
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._inner.close()
+
+
+def recorded(pipeline: Pipeline) -> tuple[Pipeline, Recorder]:
+    """`pipeline` with a recorder between it and its components."""
+    recorder = Recorder(pipeline.components)
+    return replace(pipeline, components=recorder), recorder

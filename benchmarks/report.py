@@ -1,0 +1,177 @@
+"""A report as people and programs read it: a table, Markdown, CSV, JSON. All are made of the same numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+from ..models.errors import RequestError, ResourceError
+from .results import Report, Scalar, flat
+
+Column = tuple[str, str, Callable[[Mapping[str, Scalar]], str]]
+"""Heading, alignment ("<" or ">"), and the text of a cell from a flat row."""
+
+
+def _text(name: str) -> Callable[[Mapping[str, Scalar]], str]:
+    return lambda cells: "" if cells.get(name) is None else str(cells[name])
+
+
+def _number(name: str, form: str, factor: float = 1.0) -> Callable[[Mapping[str, Scalar]], str]:
+    def show(cells: Mapping[str, Scalar]) -> str:
+        value = cells.get(name)
+        return format(value * factor, form) if isinstance(value, int | float) else "–"
+
+    return show
+
+
+COLUMNS: tuple[Column, ...] = (
+    ("model_name", "<", _text("model_name")),
+    ("folder", "<", lambda cells: Path(str(cells["folder"])).name),
+    ("precision", "<", _text("precision")),
+    ("provider", "<", _text("provider")),
+    ("memory", "<", _text("memory")),
+    ("threads", ">", lambda cells: str(cells["threads"] or "auto")),
+    ("size", "<", lambda cells: "default" if cells["width"] is None else f"{cells['width']}×{cells['height']}"),
+    ("steps", ">", _text("steps")),
+    ("count", ">", _text("count")),
+    ("start s", ">", _number("start_latency", ".2f")),
+    ("first s", ">", _number("first_latency", ".3f")),
+    ("p50 s", ">", _number("latency_p50", ".3f")),
+    ("p90 s", ">", _number("latency_p90", ".3f")),
+    ("p99 s", ">", _number("latency_p99", ".3f")),
+    ("stdev %", ">", _number("latency_stdev_", ".1f")),
+    ("text ms", ">", _number("text_encoder_latency_p50", ".1f", 1e3)),
+    ("U-Net call ms", ">", _number("unet_call_latency_p50", ".1f", 1e3)),
+    ("VAE ms", ">", _number("vae_decoder_latency_p50", ".1f", 1e3)),
+    ("images/min", ">", _number("throughput", ".2f", 60.0)),
+    ("RAM MB", ">", _number("max_ram", ".0f", 1e-6)),
+    ("anonymous MB", ">", _number("max_anonymous", ".0f", 1e-6)),
+)
+"""What the table and Markdown show of a row; CSV and JSON have everything."""
+_ALWAYS = 9
+"""Columns before this one are left out of the table where all rows say the same; a line above it tells."""
+
+
+def text(report: Report) -> str:
+    """The report for a terminal."""
+    rows = [flat(row) for row in report.rows]
+    told, shown = _split(rows)
+    cells = [[heading for heading, _, _ in shown], *([show(row) for _, _, show in shown] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(shown))]
+    table = [
+        "  ".join(f"{cell:{side}{width}}" for cell, width, (_, side, _) in zip(line, widths, shown, strict=True)).rstrip() for line in cells
+    ]
+    return "\n".join([*([", ".join(told)] if told else []), *table, *remarks(report)])
+
+
+def markdown(report: Report) -> str:
+    """The report as a table and a list of remarks."""
+    rows = [flat(row) for row in report.rows]
+    told, shown = _split(rows)
+    lines = [[heading for heading, _, _ in shown], ["---:" if side == ">" else "---" for _, side, _ in shown]]
+    lines += [[show(row).replace("|", "\\|") for _, _, show in shown] for row in rows]
+    machine = report.machine
+    where = f"{report.date[:10]}, {machine.processor}, {machine.cores} cores, {report.made_by}"
+    listed = [f"* {line}" for line in (where, *([", ".join(told)] if told else []), *remarks(report))]
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", *listed]) + "\n"
+
+
+def _split(rows: Sequence[Mapping[str, Scalar]]) -> tuple[list[str], list[Column]]:
+    """What is the same in all rows, in words, and the columns that are left."""
+    told: list[str] = []
+    shown: list[Column] = []
+    for place, (heading, side, show) in enumerate(COLUMNS):
+        values = {show(row) for row in rows}
+        if place < _ALWAYS and len(values) == 1:
+            told.append(f"{heading} {values.pop() or 'unknown'}")
+        else:
+            shown.append((heading, side, show))
+    return told, shown
+
+
+def remarks(report: Report) -> list[str]:
+    """What is to be said beside the numbers, a line each: errors, comparisons, fidelity, noise, whether it is all."""
+    lines = [f"not measured: {row.folder} on {row.provider}, {row.memory}: {row.error}" for row in report.rows if row.error]
+    for one in report.comparisons:
+        settings = f"{one.provider}, {one.memory}, {one.steps} steps"
+        if one.latency is None:
+            lines.append(f"no comparison with {one.versus} ({settings}): {one.refused}")
+        else:
+            ratio = one.latency
+            lines.append(
+                f"{one.model_name} takes {ratio.ratio:.3f} × the time of {one.versus} ({settings}; "
+                f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}, {ratio.pairs} pairs)"
+            )
+    if report.fidelity is not None:
+        lines += _fidelity(report)
+    lines += [f"note: {note}" for note in dict.fromkeys(note for row in report.rows for note in row.notes)]
+    lines += [f"noisy machine: {reason}" for reason in report.noise.reasons]
+    if not report.complete:
+        lines.append("not complete: measuring was interrupted")
+    return lines
+
+
+def _fidelity(report: Report) -> list[str]:
+    found = report.fidelity
+    assert found is not None
+    pictures = (
+        f"fidelity to {found.reference} ({found.reference_precision}), {found.width}×{found.height}, {found.steps} steps, "
+        f"{len(found.seeds)} seeds: PSNR {sum(found.psnr) / len(found.psnr):.1f} dB (worst {min(found.psnr):.1f}), "
+        f"SSIM {sum(found.ssim) / len(found.ssim):.4f} (worst {min(found.ssim):.4f})"
+    )
+    components = ", ".join(f"{name} {db:.1f} dB" for name, db in found.components.items())
+    return [pictures, f"SNR of components on the same inputs, worst call: {components}"]
+
+
+def as_csv(report: Report) -> str:
+    """One line a row, every number with its name; `noisy` says whether the numbers can be trusted."""
+    rows = [{**flat(row), "noisy": bool(report.noise.reasons)} for row in report.rows]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def as_json(report: Report) -> str:
+    """Everything, raw timings included: `results.Report` by its field names."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"
+
+
+FORMS: Mapping[str, Callable[[Report], str]] = MappingProxyType({"json": as_json, "csv": as_csv, "markdown": markdown})
+
+
+def keeper(files: Mapping[str, Path | None]) -> Callable[[Report], None]:
+    """A function that writes a report into `files` (form → path), each whole or not at all.
+
+    Raises:
+        RequestError: a file cannot be written where it should: told now, not after an hour of measuring.
+    """
+    wanted = {form: path for form, path in files.items() if path is not None}
+    for path in wanted.values():
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise RequestError(f"{path}: cannot be written: expected the name of a file in a folder that exists")
+
+    def keep(report: Report) -> None:
+        for form, path in wanted.items():
+            _write(path, FORMS[form](report))
+
+    return keep
+
+
+def _write(path: Path, content: str) -> None:
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}")
+    try:
+        temporary.write_text(content, "utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written ({error.strerror}): make room, or write elsewhere") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,189 @@
+"""What a benchmark gives: one row a combination of settings, comparisons, fidelity, and the conditions they hold under."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from .conditions import Machine, Noise
+from .contender import Contender
+from .fidelity import Fidelity
+from .summary import Latency, Ratio, latency
+from .worker import Drawn
+
+SCHEMA = 1
+Scalar = str | int | float | bool | None
+
+
+class ComponentCost(msgspec.Struct, frozen=True):
+    """What one component takes of a request."""
+
+    latency: Latency
+    """Seconds a request, all calls together."""
+    calls: int
+    """Calls a request."""
+    max_ram: int | None
+    """Peak resident memory of the process during its calls, in bytes; none if they were too short to be sampled."""
+    max_anonymous: int | None
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One combination of settings. Times are in seconds, memory is in bytes."""
+
+    model_name: str
+    folder: str
+    precision: str = ""
+    """Of the U-Net."""
+    target: str = ""
+    provider: str
+    """The one that really ran."""
+    memory: str
+    threads: int
+    width: int | None
+    height: int | None
+    steps: int | None
+    count: int
+    """Pictures a request."""
+    guidance: float | None = None
+    sampler: str = ""
+    start_latency: float | None = None
+    """From starting the process to the open bundle."""
+    import_latency: float | None = None
+    load_latency: float | None = None
+    first_latency: float | None = None
+    """Of the first request, in which graphs are opened."""
+    latency: Latency | None = None
+    """Of a request, after the first and the warm-up."""
+    throughput: float | None = None
+    """Pictures a second: `count` / mean latency."""
+    unet_call: Latency | None = None
+    """Of one call of the U-Net."""
+    components: dict[str, ComponentCost] = {}
+    max_ram: int | None = None
+    """Peak resident memory of the whole process, mapped weights included."""
+    max_anonymous: int | None = None
+    """Peak of what the system cannot drop and read again."""
+    latencies: tuple[float, ...] = ()
+    """Every timing behind `latency`."""
+    notes: tuple[str, ...] = ()
+    error: str = ""
+    """Why it could not be measured, or not to the end."""
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Two bundles under the same settings, drawn in turns."""
+
+    model_name: str
+    versus: str
+    provider: str
+    memory: str
+    threads: int
+    width: int | None
+    height: int | None
+    steps: int | None
+    count: int
+    latency: Ratio | None
+    """Time of the model over time of `versus`; below 1 the model is faster. None where comparing is refused."""
+    refused: str = ""
+    """Why."""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Everything that was measured, and how."""
+
+    made_by: str
+    date: str
+    """UTC, ISO 8601, of the start."""
+    machine: Machine
+    noise: Noise
+    prompt: str
+    seed: int
+    warmup: int
+    repeats: int
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    fidelity: Fidelity | None = None
+    complete: bool = False
+    """False while it goes on, and for good when it was interrupted."""
+    schema: int = SCHEMA
+
+    def failure(self) -> str:
+        """Why nothing could be measured, or why what was to be compared could not be; empty where all is well."""
+        if all(row.error for row in self.rows):
+            return f"nothing could be measured: {self.rows[0].error}" if self.rows else "nothing was measured"
+        return next((f"no comparison: {comparison.refused}" for comparison in self.comparisons if comparison.refused), "")
+
+
+def row(contender: Contender, warmup: int) -> Row:
+    """What `contender` has shown so far; its first request and the `warmup` after it are not in the statistics."""
+    job, opened = contender.job, contender.opened
+    measured = contender.drawn[1 + warmup :]
+    seconds = [drawn.latency for drawn in measured]
+    total = latency(seconds)
+    first = contender.drawn[0] if contender.drawn else None
+    peak = contender.memory.peak() if contender.memory else None
+    return Row(
+        model_name=opened.model_name if opened else "",
+        folder=job.folder or "",
+        precision=opened.precision if opened else "",
+        target=opened.target if opened else "",
+        provider=opened.provider if opened else job.provider,
+        memory=opened.memory if opened else job.memory,
+        threads=opened.threads if opened else job.threads,
+        width=first.width if first else job.width,
+        height=first.height if first else job.height,
+        steps=first.steps if first else job.steps,
+        count=job.count,
+        guidance=first.guidance if first else job.guidance,
+        sampler=first.sampler if first else job.sampler or "",
+        start_latency=contender.start_latency,
+        import_latency=opened.import_latency if opened else None,
+        load_latency=opened.load_latency if opened else None,
+        first_latency=first.latency if first else None,
+        latency=total,
+        throughput=job.count / total.mean if total else None,
+        unet_call=latency([end - start for drawn in measured for name, start, end in drawn.calls if name == "unet"]),
+        components=_components(contender, measured),
+        max_ram=peak.rss if peak else None,
+        max_anonymous=peak.anonymous if peak else None,
+        latencies=tuple(seconds),
+        notes=first.notes if first else (),
+        error=contender.failure,
+    )
+
+
+def _components(contender: Contender, measured: list[Drawn]) -> dict[str, ComponentCost]:
+    """The costs by component; memory peaks count the first requests too, since graphs are opened there."""
+    found: dict[str, ComponentCost] = {}
+    for name in dict.fromkeys(name for drawn in measured for name, _, _ in drawn.calls):
+        summary = latency([sum(end - start for other, start, end in drawn.calls if other == name) for drawn in measured])
+        assert summary is not None
+        spans = [(start, end) for drawn in contender.drawn for other, start, end in drawn.calls if other == name]
+        peak = contender.memory.peak_within(spans) if contender.memory else None
+        calls = sum(other == name for other, _, _ in measured[0].calls)
+        found[name] = ComponentCost(summary, calls, peak.rss if peak else None, peak.anonymous if peak else None)
+    return found
+
+
+def flat(one: Row) -> dict[str, Scalar]:
+    """`one` with a name for each number: latency_mean, unet_call_latency_p50, text_encoder_latency_p50, max_ram, …"""
+    result: dict[str, Scalar] = {}
+    for name, value in _fields(one):
+        if isinstance(value, Latency):
+            head = name if name.endswith("latency") else f"{name}_latency"
+            result |= {f"{head}_{part}": number for part, number in _fields(value)}
+        elif name == "components":
+            for component, cost in one.components.items():
+                result |= {f"{component}_latency_{part}": number for part, number in _fields(cost.latency) if part != "count"}
+                result |= {f"{component}_{part}": number for part, number in _fields(cost) if part != "latency"}
+        elif name == "notes":
+            result[name] = "; ".join(one.notes)
+        elif name != "latencies":
+            result[name] = value
+    return result
+
+
+def _fields(struct: msgspec.Struct) -> Iterable[tuple[str, Any]]:
+    return ((name, getattr(struct, name)) for name in struct.__struct_fields__)

@@ -1,0 +1,144 @@
+"""The process that is measured. It opens a bundle, then draws once for each line on stdin; stdout has one JSON line for each.
+
+A process of its own for each combination of settings: the start is a real one, and no memory of another combination is left.
+Run as `python -m diffusette.benchmarks.worker JOB`, with a `Job` as JSON.
+"""
+
+from __future__ import annotations
+
+import time
+
+STARTED = time.perf_counter()
+
+import os  # noqa: E402  # the clock starts before anything is imported
+import signal  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+
+import msgspec  # noqa: E402
+
+from ..models.errors import DiffusetteError  # noqa: E402
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What to open and what to draw; None takes the model's default."""
+
+    folder: str | None
+    prompt: str
+    provider: str = "auto"
+    memory: str = "auto"
+    threads: int = 0
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    seed: int = 0
+    count: int = 1
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """The bundle is open. Times are in seconds."""
+
+    import_latency: float
+    """From the first line of this process to the imported runtime."""
+    load_latency: float
+    """Of `pipeline.load`; graphs are opened when they first run."""
+    ready_at: float
+    """On `time.perf_counter`, which all processes of a machine share."""
+    model_name: str
+    precision: str
+    target: str
+    provider: str
+    """The one that really runs."""
+    memory: str
+    threads: int
+
+
+class Drawn(msgspec.Struct, frozen=True, tag=True):
+    """The request was drawn."""
+
+    latency: float
+    calls: tuple[tuple[str, float, float], ...]
+    """Component, start and end of each run of a graph, on `time.perf_counter`."""
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    sampler: str
+    notes: tuple[str, ...]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """It cannot be done; the process ends."""
+
+    message: str
+
+
+Event = Opened | Drawn | Failed
+
+
+def serve(job: Job, tell: Callable[[Event], None]) -> None:
+    """Open the bundle of `job` and draw once for each line on stdin, until it is closed."""
+    from ..runtime import machine, pipeline
+    from ..runtime.request import Request
+    from .recorder import recorded
+
+    imported = time.perf_counter()
+    drawer = pipeline.load(job.folder, job.provider, job.memory, threads=job.threads)
+    opened = time.perf_counter()
+    manifest = drawer.manifest
+    unet = manifest.components.get("unet")
+    drawer, recorder = recorded(drawer)
+    tell(
+        Opened(
+            import_latency=imported - STARTED,
+            load_latency=opened - imported,
+            ready_at=opened,
+            model_name=manifest.source.name,
+            precision=unet.precision if unet else "",
+            target=manifest.target,
+            provider=drawer.components.provider.name,
+            memory=drawer.components.plan,
+            threads=job.threads or machine.cores(),
+        )
+    )
+    request = Request(
+        job.prompt,
+        width=job.width,
+        height=job.height,
+        steps=job.steps,
+        guidance=job.guidance,
+        sampler=job.sampler,
+        seed=job.seed,
+        count=job.count,
+    )
+    for _ in sys.stdin:
+        recorder.calls.clear()
+        result = drawer.generate(request)
+        record = result.metadata[0]
+        calls = tuple(recorder.calls)
+        tell(
+            Drawn(result.timings["total"], calls, record.width, record.height, record.steps, record.guidance, record.sampler, result.notes)
+        )
+
+
+def main() -> None:
+    """Speak JSON lines on what was stdout; whatever a library prints goes to stderr instead."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent ends this process when it is ready to
+    with os.fdopen(os.dup(1), "wb", buffering=0) as out:
+        os.dup2(2, 1)
+
+        def tell(event: Event) -> None:
+            out.write(msgspec.json.encode(event) + b"\n")
+
+        try:
+            serve(msgspec.json.decode(sys.argv[1], type=Job), tell)
+        except DiffusetteError as error:
+            tell(Failed(str(error)))
+        except MemoryError:
+            tell(Failed("memory does not suffice: measure smaller pictures, or --memory streamed"))
+
+
+if __name__ == "__main__":
+    main()
