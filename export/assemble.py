@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,17 +17,20 @@ from .source import Source
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSES.md", "LICENCE", "NOTICE", "README.md")
 
 
-def prepare(source: Source, folder: Path, records: Mapping[str, manifest.Component], target: Target) -> manifest.Manifest:
-    """Makes `folder`, which has the graphs, a float32 bundle: tokenizers, licence, manifest."""
+def prepare(
+    source: Source, folder: Path, records: Mapping[str, manifest.Component], target: Target, merged: Sequence[str] = ()
+) -> manifest.Manifest:
+    """Makes `folder`, which has the graphs, a float32 bundle: tokenizers, licence, manifest; `merged` names the LoRAs."""
     tokenizers: dict[str, manifest.Tokenizer] = {}
     for encoder in source.family.text_encoders:
         name = encoder.replace("text_encoder", "tokenizer")
         positions = int(source.configs[encoder].get("max_position_embeddings", 77))
         tokenizers[name] = vocabulary.convert(source.folder / name, folder / name, positions)
     for name in LICENCES:
-        if (source.folder / name).is_file():
+        if source.path.is_dir() and (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / name)
     made = _described(source, records, tokenizers, target)
+    made = msgspec.structs.replace(made, source=msgspec.structs.replace(made.source, name=" + ".join([source.name, *merged])))
     return _sealed(made, folder)
 
 
@@ -41,7 +44,7 @@ def _described(
         target=target,
         components=dict(records),
         tokenizers=dict(tokenizers),
-        noise=noise_config.from_scheduler_config(scheduler, f"{source.folder}/scheduler/scheduler_config.json").noise,
+        noise=noise_config.from_scheduler_config(scheduler, f"{source.path}: scheduler").noise,
         latent=manifest.Latent(
             channels=int(vae["latent_channels"]),
             downscale=source.downscale,
@@ -77,5 +80,5 @@ def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> manifest.Ma
 def warnings(source: Source) -> list[str]:
     """What the user should know about the source."""
     if source.licence == "unknown":
-        return [f"{source.folder}: no licence is named in README.md: recorded as unknown; make sure that you may pass it on"]
+        return [f"{source.path}: no licence is named in a README.md: recorded as unknown; make sure that you may pass it on"]
     return []

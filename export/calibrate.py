@@ -5,7 +5,7 @@ The one module of the export that knows the runtime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..models.bundle import open_bundle
-from ..runtime import machine, pictures
+from ..runtime import lora, lora_names, machine, pictures
 from ..runtime.components import Components
 from ..runtime.pipeline import Pipeline
 from ..runtime.providers import resolve
@@ -55,6 +55,19 @@ def open_graph(graph: Path) -> Session:
     """The graph on the CPU; the weights of a large one stay on disk."""
     size = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
     return open_session(graph, resolve("cpu"), SessionOptions(threads=machine.cores(), prepack=size < LARGE, arena=size < LARGE))
+
+
+def read_lora(
+    path: Path, modules: Mapping[str, Collection[str]]
+) -> dict[tuple[str, str], Callable[[tuple[int, ...]], NDArray[np.float32]]]:
+    """What the LoRA file `path` adds: (component, layer) → a function from the weight's shape to what is added at strength 1.
+
+    Raises:
+        BundleError: not a safetensors file, or a damaged one.
+        RequestError: no LoRA, or one that changes no layer of `modules`.
+    """
+    changes = lora.read(path, lora_names.places(modules)).changes
+    return {(place.component, place.module): change.delta for place, change in changes.items()}
 
 
 def free_memory() -> int | None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -92,7 +92,8 @@ class TextEncoder(nn.Module):
             x = layer(x, None, is_causal=True)
         last = model.final_layer_norm(x)
         # Before transformers 4.30 configs said 2 whatever the vocabulary; the end token is then the largest id.
-        end = input_ids if model.config.eos_token_id == 2 else torch.eq(input_ids, int(model.config.eos_token_id))
+        token: Any = model.config.eos_token_id
+        end = input_ids if token == 2 else torch.eq(input_ids, int(token))
         place: Tensor = end.type(torch.int32).argmax(dim=-1)[:, None, None].expand(-1, 1, last.shape[2])
         pooled = torch.gather(last, 1, place)[:, 0]
         if hasattr(self, "text_projection"):
@@ -125,10 +126,33 @@ def _text_encoder(source: Source, name: str) -> Component:
     )
     outputs += [Port(f"{label}.{k}", "float32", tokens) for k in hidden_states(layers)]
     found = source.weights(name)
-    # transformers 5 names the tensors of CLIPTextModel without the level that older files (and every LoRA) have.
-    names = {key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": key for key in found.shapes}
     ports = (Port("input_ids", "int64", ("batch_size", "sequence_length")),)
-    return _component(source, name, module, "", ports, tuple(outputs), found.renamed(names), config.to_dict(), vocabulary=config.vocab_size)
+    return _component(
+        source,
+        name,
+        module,
+        "",
+        ports,
+        tuple(outputs),
+        found.renamed(_text_names(found.shapes)),
+        config.to_dict(),
+        vocabulary=config.vocab_size,
+    )
+
+
+def _text_names(shapes: Iterable[str]) -> dict[str, str]:
+    """The names of a text encoder's tensors as they are in bundles, with what they are called in the source.
+
+    transformers 5 names the tensors of CLIPTextModel without the level that older files (and every LoRA) have.
+    """
+    return {key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": key for key in shapes}
+
+
+def modules(source: Source) -> dict[str, set[str]]:
+    """The layers that a LoRA may change, of the U-Net and the text encoders, by their names in the bundle."""
+    found = {name: set(_text_names(source.weights(name).shapes)) for name in source.family.text_encoders}
+    found["unet"] = set(source.weights("unet").shapes)
+    return {name: {key.removesuffix(".weight") for key in keys if key.endswith(".weight")} for name, keys in found.items()}
 
 
 class UNet(nn.Module):
@@ -243,14 +267,14 @@ def _component(
     if missing or extra:
         what = f"lack {min(missing)!r}" if missing else f"have {min(extra)!r}, which the config knows nothing of"
         raise BundleError(
-            f"{source.folder}: the weights of {name} {what} ({len(missing)} missing, {len(extra)} unknown): "
+            f"{source.path}: the weights of {name} {what} ({len(missing)} missing, {len(extra)} unknown): "
             "config and weights do not belong together"
         )
     readers = dict(weights.readers)
     for key, shape in expected.items():
         if weights.shapes[key] != shape:
             if np.prod(weights.shapes[key]) != np.prod(shape):
-                raise BundleError(f"{source.folder}: {name}: {key} is {weights.shapes[key]}, the config says {shape}")
+                raise BundleError(f"{source.path}: {name}: {key} is {weights.shapes[key]}, the config says {shape}")
             readers[key] = _reshaped(weights.readers[key], shape)  # 1×1 convolutions stored for linear layers, and the reverse
     module.load_state_dict({key: torch.zeros(()).expand(value.shape) for key, value in module.state_dict().items()}, assign=True)
     module.eval().requires_grad_(requires_grad=False)
@@ -271,7 +295,8 @@ def loaded(component: Component, *, by_layer: bool = False) -> Generator[None]:
         load(component)
         yield
         return
-    handles = [handle for name, layer in component.module.named_modules() for handle in _streamed(component, name, layer)]
+    named: Iterable[tuple[str, Any]] = cast("Any", component.module).named_modules()
+    handles = [handle for name, layer in named for handle in _streamed(component, name, layer)]
     try:
         yield
     finally:
@@ -308,14 +333,13 @@ def run(component: Component, feeds: Mapping[str, NDArray[Any]]) -> dict[str, ND
     """What torch gives for `feeds`, by output name; inside of `loaded`, or after `load`."""
     with torch.inference_mode():
         values: Any = component.module(*tensors(feeds[port.name] for port in component.inputs))
-    every: tuple[Any, ...] = values if isinstance(values, tuple) else (values,)
+    every = cast("tuple[Any, ...]", values if isinstance(values, tuple) else (values,))
     return {port.name: value.numpy() for port, value in zip(component.outputs, every, strict=True)}
 
 
 def tensors(arrays: Iterable[NDArray[Any]]) -> tuple[Tensor, ...]:
     """`arrays` as torch tensors that share their memory."""
-    share: Any = torch.from_numpy
-    return tuple(share(array) for array in arrays)
+    return tuple(cast("Any", torch).from_numpy(array) for array in arrays)
 
 
 def examples(component: Component, size: tuple[int, int], batch: int, tokens: int, timestep: float, seed: int) -> Feeds:

@@ -45,7 +45,8 @@ def scales(model: ir.Model, feeds: Sequence[Feeds], folder: Path, open_graph: Ca
     found: dict[str, Array] = {}
     for pair in pairs:
         assert pair.second.const_value is not None
-        weight = np.maximum(np.abs(np.asarray(pair.second.const_value.numpy(), np.float32)).max(axis=1), 1e-6)
+        real: Array = pair.second.const_value.numpy()
+        weight: Array = np.maximum(np.abs(real).max(axis=1), 1e-6)
         peaks = np.maximum(seen[pair.activation.name or ""].channel_peaks, 1e-6)
         scale = peaks**STRENGTH / weight ** (1 - STRENGTH)
         scale /= np.exp(np.mean(np.log(scale)))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
@@ -20,12 +20,14 @@ import msgspec
 from ..models import manifest
 from ..models.errors import RequestError, ResourceError
 from ..models.manifest import Precision, Target
-from . import assemble, calibrate, components, graph, parity, write
+from . import assemble, calibrate, components, graph, merge, parity, write
 from .calibrate import open_graph
+from .ldm import open_source
 from .lower import Lowered, to_int8
+from .merge import Lora
 from .publish import Stage, staged
 from .quantize import Row
-from .source import Source, open_folder
+from .source import Source
 from .targets import FORMS, PRECISIONS, TARGETS
 from .trace import trace
 
@@ -43,6 +45,8 @@ class Options:
     """One for all, or by component; components that are not named stay fp32."""
     prompts: tuple[str, ...] = ()
     """What is drawn to calibrate int8; if empty, the source's prompts.txt, or a few general ones."""
+    loras: tuple[Lora, ...] = ()
+    """LoRA files that are merged into the weights."""
     force: bool = False
     """Replace what stands at the destination."""
     min_snr: float | None = None
@@ -63,7 +67,7 @@ class Report:
 def export_folder(
     source: Path, destination: Path, options: Options | None = None, progress: Progress = lambda _what, _done: None
 ) -> Report:
-    """Exports the diffusers folder `source` as a bundle at `destination`.
+    """Exports `source`, a diffusers folder or a checkpoint in one file, as a bundle at `destination`.
 
     The same source, options and versions give the same bytes. A run that was killed goes on where it stopped.
 
@@ -74,7 +78,10 @@ def export_folder(
         NumericalError: a component does not agree with torch; nothing is published.
     """
     options = options or Options()
-    opened = open_folder(source)
+    opened = open_source(source)
+    for lora in options.loras:
+        if not lora.path.is_file():
+            raise RequestError(f"{lora.path}: no such file; expected a LoRA in safetensors")
     options = options if options.prompts else replace(options, prompts=_prompts(opened))
     precisions = _precisions(opened, options)
     if destination.absolute().parent.is_dir():
@@ -87,32 +94,32 @@ def export_folder(
             progress(f"{name}: tracing", place / len(names))
             record = stage.recall(name)
             if record is None:
-                record = msgspec.to_builtins(_export_apart(source, opened, name, floats / name, options.target))
+                record = msgspec.to_builtins(_export_apart(source, opened, name, floats / name, options))
                 stage.remember(name, record)
             records[name] = msgspec.convert(record, manifest.Component)
-        made = assemble.prepare(opened, floats, records, options.target)
+        made = assemble.prepare(opened, floats, records, options.target, [f"{lora.path.stem}:{lora.weight:g}" for lora in options.loras])
         rows = _lower(stage, made, precisions, options, progress)
         progress("publishing", 1.0)
         made = assemble.assemble(stage.bundle, floats, made)
     return Report(destination, made, tuple(assemble.warnings(opened)), rows)
 
 
-def _export_apart(folder: Path, source: Source, name: str, destination: Path, target: Target) -> manifest.Component:
+def _export_apart(folder: Path, source: Source, name: str, destination: Path, options: Options) -> manifest.Component:
     """`export_float`, for a large component in a process of its own, so that its memory is given back whole."""
     size = _bytes(source, name)
     if size < components.LARGE:
-        return export_float(source, name, destination, target)
+        return export_float(source, name, destination, options.target, options.loras)
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(_export_again, folder, name, destination, target).result()
+            return pool.submit(_export_again, folder, name, destination, options.target, options.loras).result()
     except BrokenProcessPool as error:
         raise ResourceError(
             f"{name}: the process that exported it was killed, most likely for lack of memory: close other programs and run it again"
         ) from error
 
 
-def _export_again(folder: Path, name: str, destination: Path, target: Target) -> manifest.Component:
-    return export_float(open_folder(folder), name, destination, target)
+def _export_again(folder: Path, name: str, destination: Path, target: Target, loras: Sequence[Lora]) -> manifest.Component:
+    return export_float(open_source(folder), name, destination, target, loras)
 
 
 def _bytes(source: Source, name: str) -> int:
@@ -133,16 +140,17 @@ def _check_room(source: Source, destination: Path, precisions: Mapping[str, Prec
     free = shutil.disk_usage(destination.absolute().parent).free
     if free < disk * 1.05:
         raise ResourceError(
-            f"{destination.absolute().parent}: {free >> 20} MiB free, this export takes {disk * 21 // 20 >> 20} MiB at its peak: free some space"
+            f"{destination.absolute().parent}: {free >> 20} MiB are free, but this export takes {disk * 21 // 20 >> 20} MiB at its peak: "
+            "free some space, or choose another disk"
         )
     memory, wanted = calibrate.free_memory(), 600_000_000 + min(max(sizes.values()) // 4, 2_000_000_000)
     if memory is not None and memory < wanted:
         raise ResourceError(f"{memory >> 20} MiB of memory are free, but this export takes about {wanted >> 20} MiB: close other programs")
 
 
-def export_float(source: Source, name: str, folder: Path, target: Target) -> manifest.Component:
+def export_float(source: Source, name: str, folder: Path, target: Target, loras: Sequence[Lora] = ()) -> manifest.Component:
     """Writes the component `name` in float32 into `folder`, once it agrees with torch."""
-    component = components.build(source, name)
+    component = merge.merge(components.build(source, name), source, loras)
     model = graph.apply(trace(component), TARGETS[target])
     write.save(model, folder)
     feeds = parity.cases(component)
@@ -232,12 +240,13 @@ def _precisions(source: Source, options: Options) -> dict[str, Precision]:
 
 def _key(source: Source, options: Options) -> str:
     """What decides what is exported: options, versions, and the files of the source by size and time."""
-    files = sorted((path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in source.folder.rglob("*") if path.is_file())
+    files = [(path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
     versions = [version(name) for name in ("diffusette", "torch", "diffusers", "transformers", "onnx-ir", "onnxscript")]
     what = [
         options.target,
         dict(options.precision) if not isinstance(options.precision, str) else options.precision,
         options.prompts,
         options.min_snr,
+        [(write.fingerprint(lora.path).sha256, lora.weight) for lora in options.loras],
     ]
     return hashlib.sha256(json.dumps([what, versions, files]).encode()).hexdigest()

@@ -160,7 +160,8 @@ class _Weight:
         stored, self.scale = fit_weight(real, layer.axis)
         shape = [1] * real.ndim
         shape[layer.axis] = -1
-        self.error: Array = real - stored.astype(np.float32) * self.scale.reshape(shape)
+        restored = stored.astype(np.float32) * self.scale.reshape(shape)
+        self.error: Array = np.asarray(real - restored, np.float32)
         power, lost = float(np.square(real, dtype=np.float64).sum()), float(np.square(self.error, dtype=np.float64).sum())
         self.snr = 10 * np.log10(max(power, 1e-30) / max(lost, 1e-30))
         name = layer.weight.name or ""

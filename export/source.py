@@ -7,8 +7,7 @@ by name; code in a model's folder is never run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from ..models import families
+from ..models import weights as safetensors
 from ..models.errors import BundleError
 
 Array = NDArray[np.float32]
@@ -34,7 +33,6 @@ ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Classes of the components that are exported."""
 _STEMS = ("diffusion_pytorch_model", "model")
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
-_DTYPES: Mapping[str, str] = MappingProxyType({"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"})
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ class Source:
     """A model as its authors ship it."""
 
     name: str
-    folder: Path
+    path: Path
+    """The folder, or the one file."""
     family: families.Family
     configs: Mapping[str, families.Config]
     """`unet`, `vae`, `text_encoder`, `text_encoder_2`, `scheduler`: each one's config."""
@@ -68,6 +67,16 @@ class Source:
     """`diffusette.json` of the folder: defaults that its author wants."""
     licence: str = "unknown"
     revision: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where tokenizers are looked for."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that the export may read."""
+        return sorted(path for path in self.path.rglob("*") if path.is_file()) if self.path.is_dir() else [self.path]
 
     @property
     def downscale(self) -> int:
@@ -82,8 +91,10 @@ def open_folder(folder: Path) -> Source:
         BundleError: no such folder, a class outside `ALLOWED`, weights that are a pickle, a config that cannot be read.
     """
     index = read_json(folder / "model_index.json")
-    pairs: Any = {name: tuple(value) for name, value in index.items() if isinstance(value, list) and len(value) == 2}
-    components: dict[str, tuple[Any, Any]] = pairs
+    components: dict[str, tuple[Any, Any]] = {}
+    for name, value in index.items():
+        if isinstance(value, list) and len(cast("list[Any]", value)) == 2:
+            components[name] = (value[0], value[1])
     for name, classes in ALLOWED.items():
         found = components.get(name, (None, None))[1]
         if found is not None and found not in classes:
@@ -101,7 +112,7 @@ def open_folder(folder: Path) -> Source:
     overrides = read_json(folder / "diffusette.json") if (folder / "diffusette.json").exists() else {}
     return Source(
         name=str(index.get("_name_or_path") or folder.resolve().name),
-        folder=folder,
+        path=folder,
         family=family,
         configs=MappingProxyType(configs),
         weights=lambda name: open_weights(folder / name),
@@ -116,25 +127,27 @@ def open_weights(folder: Path) -> Weights:
     Raises:
         BundleError: none, or only pickles; a damaged file; a dtype that holds no weights.
     """
-    paths = _weight_files(folder)
     readers: dict[str, Callable[[], Array]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in paths:
-        with opened(path) as file:
-            names: list[str] = list(file.keys())
-            for name in names:
-                part = file.get_slice(name)
-                if part.get_dtype() not in _DTYPES:
-                    raise BundleError(
-                        f"{path}: {name} is {part.get_dtype()}, expected one of {', '.join(_DTYPES)}: give the unquantized weights"
-                    )
-                readers[name], shapes[name] = partial(_read, path, name), tuple(part.get_shape())
+    for path in _weight_files(folder):
+        part = of_file(path)
+        readers |= part.readers
+        shapes |= part.shapes
     return Weights(shapes, readers)
 
 
-def _read(path: Path, name: str) -> Array:
-    with opened(path) as file:
-        return np.array(file.get_tensor(name), dtype=np.float32)
+def of_file(path: Path) -> Weights:
+    """The tensors of one safetensors file.
+
+    Raises:
+        BundleError: damaged, hostile, or no safetensors file.
+    """
+    file = safetensors.open_weights(path)
+    return Weights({name: tuple(entry.shape) for name, entry in file.entries.items()}, {name: partial(_read, file, name) for name in file})
+
+
+def _read(file: safetensors.Weights, name: str) -> Array:
+    return np.array(file[name], dtype=np.float32)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -153,17 +166,6 @@ def _weight_files(folder: Path) -> list[Path]:
     if pickles:
         raise BundleError(f"{folder / pickles[0]} is a pickle, which can run code; expected .safetensors: convert it in a sandbox first")
     raise BundleError(f"{folder}: no weights; expected {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors")
-
-
-@contextmanager
-def opened(path: Path) -> Generator[Any]:
-    """The safetensors file at `path`; what is wrong with it comes as BundleError."""
-    try:
-        reader: Any = safe_open
-        with reader(path, framework="numpy") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{path}: not a readable safetensors file ({error}): fetch it again") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -106,7 +106,7 @@ def at_opset(version: int) -> Pass:
 def _explicit_split(model: ir.Model, node: ir.Node) -> None:
     """Split into equal parts by number (opset 18) → by sizes."""
     x, axis = node.inputs[0], attribute(node, "axis", 0)
-    size: Any = None if x is None or x.shape is None else x.shape[axis]
+    size = cast("Any", None if x is None or x.shape is None else x.shape[axis])
     if not isinstance(size, int):
         raise RequestError(f"{node.name}: the size of what is split is not known: choose another --target for this model")
     parts = len(node.outputs)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
@@ -44,8 +44,7 @@ def trace(component: Component) -> ir.Model:
     with _quiet(), torch.no_grad():
         # Exported here, since torch.onnx.export falls from non-strict back to strict tracing on free sizes, which takes thrice the time.
         exported = torch.export.export(component.module, arguments, dynamic_shapes=tuple(shapes), strict=False)
-        to_onnx: Any = torch.onnx.export
-        program = to_onnx(
+        program = cast("Any", torch.onnx).export(
             exported,
             dynamo=True,
             opset_version=OPSET,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 
@@ -49,8 +49,7 @@ def save(model: ir.Model, folder: Path) -> dict[str, File]:
 
 def load(folder: Path) -> ir.Model:
     """The model that `save` wrote into `folder`; large tensors stay on disk."""
-    read: Any = ir.load
-    return read(folder / GRAPH)
+    return cast("Any", ir).load(folder / GRAPH)
 
 
 def _write_data(values: list[ir.Value], folder: Path) -> File:
