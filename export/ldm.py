@@ -52,7 +52,8 @@ def open_checkpoint(path: Path) -> Source:
     metadata = safetensors.open_weights(path).metadata
     if f"{UNET}input_blocks.0.0.weight" not in whole.shapes or f"{VAE}decoder.conv_in.weight" not in whole.shapes:
         raise BundleError(
-            f"{path}: no Stable Diffusion checkpoint: expected {UNET}… and {VAE}…; for a LoRA use --lora, for a VAE alone a diffusers folder"
+            f"{path}: no Stable Diffusion checkpoint: expected {UNET}… and {VAE}… in it; "
+            "a LoRA is merged with --lora, a VAE alone belongs into a diffusers folder"
         )
     unet, unet_config = _unet(_under(whole, UNET), path)
     vae, vae_config = _vae(_under(whole, VAE))

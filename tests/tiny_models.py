@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    PNDMScheduler,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import Regex as TokenRegex
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -32,7 +24,7 @@ CORPUS = [
     "flat style, noto style, white background",
     "photo of a house by the sea",
 ]
-SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "clip_sample": False}
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "num_train_timesteps": 1000}
 PIPELINES = {
     "sd1": "StableDiffusionPipeline",
     "sd1-lcm": "LatentConsistencyModelPipeline",
@@ -69,11 +61,12 @@ def save(folder: Path, family: str = "sd1", *, seed: int = 0, latent_channels: i
     unet(family, latent_channels).save_pretrained(folder / "unet")
     vae(latent_channels, scaling=0.13025 if large else 0.18215).save_pretrained(folder / "vae")
     noise = scheduler(family)
-    noise.save_pretrained(folder / "scheduler")
+    (folder / "scheduler").mkdir(exist_ok=True)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(noise, indent=2))
     index |= {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", type(noise).__name__],
+        "scheduler": ["diffusers", noise["_class_name"]],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     (folder / "LICENSE").write_text("A licence for tests.\n")
@@ -139,20 +132,19 @@ def vae(latent_channels: int = 4, *, scaling: float = 0.18215) -> AutoencoderKL:
     ).eval()
 
 
-def scheduler(family: str) -> Any:
-    """The scheduler that the family's checkpoints ship with."""
+def scheduler(family: str) -> dict[str, Any]:
+    """The config of the scheduler that the family's checkpoints ship with, as diffusers writes it."""
     if family == "sd1-lcm":
-        return LCMScheduler(**SCALED)
+        return SCALED | {"_class_name": "LCMScheduler"}
     if family == "sd2-v":
-        return DDIMScheduler(**SCALED, prediction_type="v_prediction", set_alpha_to_one=False)
-    euler = {k: v for k, v in SCALED.items() if k != "clip_sample"}
+        return SCALED | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "set_alpha_to_one": False}
     if family == "sd-turbo":
-        return EulerDiscreteScheduler(**euler, timestep_spacing="trailing")
+        return SCALED | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
     if family == "sdxl-turbo":
-        return EulerAncestralDiscreteScheduler(**euler, timestep_spacing="trailing")
+        return SCALED | {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
     if family.startswith("sdxl"):
-        return EulerDiscreteScheduler(**euler, timestep_spacing="leading")
-    return PNDMScheduler(**{k: v for k, v in SCALED.items() if k != "clip_sample"}, skip_prk_steps=True, set_alpha_to_one=False)
+        return SCALED | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+    return SCALED | {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False}
 
 
 def save_tokenizer(folder: Path, *, pad: str = END, fast: bool = False) -> int:

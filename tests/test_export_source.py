@@ -1,0 +1,208 @@
+"""source.py, vocabulary.py and families.py: what a diffusers folder says, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
+
+from diffusette.export import components, source, vocabulary
+from diffusette.models import families
+from diffusette.models.errors import BundleError
+from tests import tiny_models
+
+EXPECTED = {
+    "sd1": ("sd1", 20, 7.5),
+    "sd1-lcm": ("sd1", 4, 8.5),
+    "sd1-inpaint": ("sd1-inpaint", 20, 7.5),
+    "sd1-pix2pix": ("sd1-pix2pix", 20, 7.5),
+    "sd2": ("sd2", 20, 7.5),
+    "sd2-v": ("sd2", 20, 7.5),
+    "sd-turbo": ("sd2", 2, 1.0),
+    "sdxl": ("sdxl", 25, 5.0),
+    "sdxl-refiner": ("sdxl-refiner", 25, 5.0),
+    "sdxl-turbo": ("sdxl", 2, 1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = tmp_path_factory.mktemp("families")
+    return {name: tiny_models.save(made / name, name) for name in EXPECTED}
+
+
+@pytest.fixture
+def folder(folders, tmp_path):
+    """A copy that may be damaged."""
+    return shutil.copytree(folders["sd1"], tmp_path / "model")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_each_family_is_recognised_with_the_defaults_that_suit_it(folders, name):
+    opened = source.open_folder(folders[name])
+    found = families.defaults(opened.family, opened.configs["unet"], opened.configs["scheduler"], opened.downscale, {})
+    assert (opened.family.name, found.steps, found.guidance) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", ["sd1-lcm", "sdxl", "sdxl-refiner", "sd1-inpaint", "sd1-pix2pix"])
+def test_every_component_of_a_family_can_be_built_and_agrees_on_its_names(folders, name):
+    opened = source.open_folder(folders[name])
+    built = {one: components.build(opened, one) for one in opened.family.components}
+    inputs = [port.name for port in built["unet"].inputs]
+    assert inputs[:3] == ["sample", "timestep", "encoder_hidden_states"]
+    assert inputs[3:] == {
+        "sd1-lcm": ["timestep_cond"],
+        "sdxl": ["text_embeds", "time_ids"],
+        "sdxl-refiner": ["text_embeds", "time_ids"],
+    }.get(name, [])
+    channels = {"sd1-inpaint": 9, "sd1-pix2pix": 8}.get(name, 4)
+    assert built["unet"].inputs[0].shape == ("batch_size", channels, "height", "width")
+    if "text_encoder_2" in built:
+        assert [port.name for port in built["text_encoder_2"].outputs] == ["last_hidden_state", "text_embeds", "hidden_states.1"]
+
+
+def test_the_text_encoder_gives_what_transformers_gives_at_every_layer(folders):
+    opened = source.open_folder(folders["sd1"])
+    component = components.build(opened, "text_encoder")
+    feeds = components.examples(component, (0, 0), 2, 12, 0.0, seed=1)
+    feeds["input_ids"][:, 7:] = component.config["eos_token_id"]
+    with components.loaded(component):
+        found = components.run(component, feeds)
+    torch.manual_seed(0)
+    from transformers import CLIPTextModel  # the judge of this test alone
+
+    model = CLIPTextModel.from_pretrained(folders["sd1"] / "text_encoder")
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(feeds["input_ids"]), output_hidden_states=True)
+        normed = model.final_layer_norm(theirs.hidden_states[1])
+    np.testing.assert_allclose(found["last_hidden_state"], theirs.last_hidden_state.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found["pooler_output"], theirs.pooler_output.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found["normed_hidden_states.1"], normed.numpy(), atol=1e-5)
+
+
+def test_a_class_outside_the_list_is_refused_by_name(folder):
+    edit(folder / "model_index.json", unet=["evil", "RunsCode"])
+    with pytest.raises(BundleError, match="unet is a 'RunsCode', expected UNet2DConditionModel"):
+        source.open_folder(folder)
+
+
+def test_an_unknown_pipeline_is_refused_by_name(folder):
+    edit(folder / "model_index.json", _class_name="FluxPipeline")
+    with pytest.raises(BundleError, match="'FluxPipeline' cannot be exported"):
+        source.open_folder(folder)
+
+
+def test_a_u_net_with_inputs_of_another_kind_is_refused(folder):
+    edit(folder / "unet/config.json", addition_embed_type="image_hint")
+    with pytest.raises(BundleError, match="no Stable Diffusion has"):
+        source.open_folder(folder)
+
+
+def test_channels_that_fit_no_task_are_refused(folder):
+    edit(folder / "unet/config.json", in_channels=7)
+    with pytest.raises(BundleError, match="in_channels 7 with 4 latent channels: expected 4"):
+        source.open_folder(folder)
+
+
+def test_a_pickle_is_refused_and_never_opened(folder):
+    (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(BundleError, match="is a pickle, which can run code"):
+        source.open_folder(folder).weights("unet")
+
+
+def test_a_truncated_weight_file_is_refused(folder):
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BundleError, match=r"diffusion_pytorch_model\.safetensors"):
+        source.open_folder(folder).weights("unet")
+
+
+def test_a_missing_weight_is_refused_by_name(folder):
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    del state["conv_in.bias"]
+    save_file(state, path)
+    with pytest.raises(BundleError, match=r"lack 'conv_in\.bias' \(1 missing"):
+        components.build(source.open_folder(folder), "unet")
+
+
+def test_sharded_weights_are_read_by_their_index(folder, folders):
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    names = sorted(state)
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({name: state[name] for name in part}, folder / f"unet/part{number}.safetensors")
+    places = {name: f"part{names.index(name) % 2}.safetensors" for name in names}
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    path.unlink()
+    weights, whole = source.open_folder(folder).weights("unet"), source.open_folder(folders["sd1"]).weights("unet")
+    assert weights.shapes == whole.shapes
+    np.testing.assert_array_equal(weights.read(names[3]), whole.read(names[3]))
+
+
+def test_an_index_that_points_outside_is_refused(folder):
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../x.safetensors"}}))
+    with pytest.raises(BundleError, match="is not a safetensors file beside it"):
+        source.open_folder(folder).weights("unet")
+
+
+def test_a_hub_cache_made_of_symlinks_is_read(folder, tmp_path):
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    opened = source.open_folder(folder)
+    components.build(opened, "unet")
+    assert opened.licence == "apache-2.0"
+
+
+def test_old_names_of_the_autoencoders_attention_are_understood(folder):
+    path = folder / "vae/diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, value in load_file(path).items():
+        new = name
+        for current, former in old.items():
+            new = new.replace(f".attentions.0.{current}.", f".attentions.0.{former}.")
+        renamed[new] = value
+    assert any(".query." in name for name in renamed)
+    save_file(renamed, path)
+    components.build(source.open_folder(folder), "vae_decoder")
+
+
+def test_unknown_defaults_of_a_model_are_refused(folder):
+    with pytest.raises(BundleError, match=r"diffusette\.json: unknown stepz"):
+        families.defaults(families.FAMILIES["sd1"], {}, {}, 8, {"stepz": 3})
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_converted_tokenizer_gives_the_tokens_that_transformers_gives_from_the_source(tmp_path, fast):
+    tiny_models.save_tokenizer(tmp_path / "source/tokenizer", fast=fast)
+    found = vocabulary.convert(tmp_path / "source/tokenizer", tmp_path / "bundle/tokenizer", 77)
+    assert (found.folder, found.length) == ("tokenizer", tiny_models.TOKENS)
+    theirs, ours = (CLIPTokenizer.from_pretrained(tmp_path / place / "tokenizer") for place in ("source", "bundle"))
+    for text in ("A red apple", "naïve café, 猫!", "", "<|endoftext|> x"):
+        assert ours(text).input_ids == theirs(text).input_ids
+    assert found.pad == theirs.pad_token_id
+
+
+def test_a_tokenizer_without_a_length_takes_the_text_encoders(tmp_path):
+    tiny_models.save_tokenizer(tmp_path / "tokenizer")
+    edit(tmp_path / "tokenizer/tokenizer_config.json", model_max_length=10**30)
+    assert vocabulary.convert(tmp_path / "tokenizer", tmp_path / "out", 31).length == 31
+
+
+def test_a_missing_tokenizer_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(BundleError, match=r"no tokenizer.*put the folder tokenizer"):
+        vocabulary.convert(tmp_path / "tokenizer", tmp_path / "out", 77)
