@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__, console
-from .models.errors import DiffusetteError
+from .models.errors import DiffusetteError, RequestError
 
 if TYPE_CHECKING:
     from .models.bundle import Bundle
@@ -109,25 +109,36 @@ def generate(
 
 
 @cli.command()
-@click.argument("source")
+@click.argument("source", type=FOLDER)
 @click.argument("destination", type=FOLDER)
-@click.option("--target", default="cpu", show_default=True, help="portable, cpu, cuda, directml or openvino.")
-@click.option("--precision", help="fp32, fp16, int8 or int4; or COMPONENT=PRECISION,…  [default: the target's recipe]")
+@click.option("--target", default="cpu", show_default=True, type=click.Choice(["cpu", "openvino", "cuda", "directml", "portable"]))
+@click.option("--precision", help="fp32 or int8; or COMPONENT=PRECISION,…  [default: int8 for cpu, else fp32]")
 @click.option("--prompts", type=FILE, help="Text file, a prompt a line: what int8 is calibrated on.")
 @click.option("--force", is_flag=True, help="Replace DESTINATION if it exists.")
 @as_json
 def export(source: str, destination: Path, target: str, precision: str | None, prompts: Path | None, force: bool, as_json: bool) -> None:
     """Turn the Stable Diffusion model SOURCE into the bundle DESTINATION."""
-    from .export import export as exporting
+    try:
+        from .export import export as exporting
+    except ModuleNotFoundError as error:
+        raise RequestError(f'exporting needs {error.name}, which is not installed: pip install "diffusette[cpu,export]"') from error
 
-    options = exporting.options_from(target, precision, prompts, force=force)
+    options = exporting.Options(
+        target=target,
+        precision=exporting.precision_of(precision, target),
+        prompts=tuple(prompts.read_text("utf-8").split("\n")) if prompts else (),
+        force=force,
+    )
     with console.progress() as advance:
-        report = exporting.export_folder(Path(source), destination, options, advance)
+        report = exporting.export_folder(source, destination, options, advance)
+    for warning in report.warnings:
+        console.say(f"note: {warning}")
     if as_json:
-        _print_json(report.facts())
-    else:
-        console.say(report.text())
-        click.echo(destination)
+        _print_json(console.plain(report))
+        return
+    for name, component in report.manifest.components.items():
+        console.say(f"{name}: {component.precision}, {component.parity_db:.1f} dB against torch")
+    click.echo(destination)
 
 
 @cli.command()

@@ -142,9 +142,10 @@ def settle(request: Request, manifest: Manifest) -> Job:
 
 
 def _side(name: str, asked: int | None, default: int, grain: int) -> int:
-    side = _number(name, default if asked is None else asked, grain, MAX_SIDE)
-    if side % grain:
-        raise RequestError(f"{name}: {side}, but expected a multiple of {grain}: try {max(grain, round(side / grain) * grain)}")
+    side = default if asked is None else asked
+    if not grain <= side <= MAX_SIDE or side % grain:
+        near = min(max(round(side / grain) * grain, grain), MAX_SIDE)
+        raise RequestError(f"{name}: {side}, but expected a multiple of {grain} from {grain} to {MAX_SIDE}: try {near}")
     return side
 
 
