@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -15,7 +16,8 @@ from .quantize import Form
 from .recipe import Kind
 
 PROMOTED = 8
-"""Layers that go back to float at once while the bar is not met: an eighth of those that are left, at least so many."""
+"""Layers that get a better kind at once while the bar is not met: an eighth of those that are left, at least so many."""
+_BETTER: Mapping[Kind, Kind] = MappingProxyType({"int8": "weights", "weights": "half"})
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def to_int8(
 ) -> Lowered:
     """Writes the component in `float_folder` with 8-bit layers into `folder`; `feeds` are what it was given when pictures were drawn.
 
-    Where the result is below `bar` (dB), the layers that lose most go back to 8-bit weights with float arithmetic.
+    Where the result is below `bar` (dB), the layers that lose most go back to float arithmetic, and in the end to 16-bit weights.
 
     Raises:
         NumericalError: below the bar even so.
@@ -51,10 +53,20 @@ def to_int8(
         model, rows = quantize.quantize(equalize.apply(write.load(float_folder), scales), kinds.__getitem__, seen, form)
         write.save(model, folder)
         found = parity.compare(open_graph(folder / write.GRAPH), checked, expected)
-        weakest = sorted((row for row in rows if row.kind == "int8"), key=lambda row: row.snr or 0.0)
+        weakest = _weakest(rows)
         if found.db >= bar or not weakest:
             break
-        kinds |= dict.fromkeys((row.layer for row in weakest[: max(PROMOTED, len(weakest) // 8)]), "weights")
+        for row in weakest[: max(PROMOTED, len(weakest) // 8)]:
+            kinds[row.layer] = _BETTER[row.kind]
     parity.require(name, "int8", found, bar, (row.layer for row in weakest[:5]))
     precision: Precision = "int8" if any(row.kind in {"int8", "weights"} for row in rows) else "fp16"
     return Lowered(msgspec.structs.replace(made, precision=precision, parity_db=found.db), tuple(rows))
+
+
+def _weakest(rows: Sequence[quantize.Row]) -> list[quantize.Row]:
+    """Layers that could get a better kind, those that lose most first; weight-only ones when nothing else is left."""
+    for kind in _BETTER:
+        found = sorted((row for row in rows if row.kind == kind), key=lambda row: row.snr or 0.0)
+        if found:
+            return found
+    return []

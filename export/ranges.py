@@ -17,8 +17,10 @@ Array = NDArray[np.float32]
 Feeds = Mapping[str, NDArray[Any]]
 KEPT = 4096
 """Values kept of each tensor and run, at an even stride from a place that changes with the run."""
-SHRINK = np.linspace(1.0, 0.35, 27)
-"""Clipping ranges that are tried, as fractions of the whole range."""
+FITTED = 50_000
+"""Of these, so many are used to find a range."""
+SHRINK = tuple(float(shrink) for shrink in np.geomspace(1.0, 0.2, 20))
+"""Where clipping is tried, as fractions of the largest and smallest value seen."""
 
 
 _Part = tuple[Array, float, float, Array, Array]
@@ -92,20 +94,23 @@ def _joined(parts: Iterable[_Part]) -> Observed:
 
 
 def fit(seen: Observed) -> Range:
-    """The range with the least squared error on the sample: between rounding everything and clipping outliers."""
-    best: Range | None = None
-    power = float(np.mean(np.square(seen.values, dtype=np.float64)))
-    least = np.inf
-    for shrink in SHRINK:
-        low, high = min(0.0, seen.low * shrink), max(0.0, seen.high * shrink)
-        scale = float(np.float32(max(high - low, 1e-8) / 255.0))
-        candidate = Range(scale, int(np.clip(round(-low / scale), 0, 255)), 0.0)
-        error = float(np.mean(np.square(seen.values - candidate.round_trip(seen.values), dtype=np.float64)))
-        if error < least:
-            least = error
-            best = Range(scale, candidate.zero, 10.0 * np.log10(max(power, 1e-30) / max(error, 1e-30)))
-    assert best is not None
+    """The range with the least squared error on the sample, between coarse steps and clipped outliers; each end by itself."""
+    values = seen.values[:: max(1, seen.values.size // FITTED)]
+    low, high = min(0.0, seen.low), max(0.0, seen.high)
+    best = _range(values, low, high)
+    for end in ("high", "low", "high"):
+        ends = [(low, high * shrink) if end == "high" else (low * shrink, high) for shrink in SHRINK]
+        low, high, best = max(((one, other, _range(values, one, other)) for one, other in ends), key=lambda found: found[2].snr)
     return best
+
+
+def _range(values: Array, low: float, high: float) -> Range:
+    """The range from `low` to `high`, 0 among its steps, and what it leaves of `values`."""
+    scale = float(np.float32(max(high - low, 1e-8) / 255.0))
+    found = Range(scale, int(np.clip(round(-low / scale), 0, 255)), 0.0)
+    power = float(np.mean(np.square(values, dtype=np.float64)))
+    error = float(np.mean(np.square(values - found.round_trip(values), dtype=np.float64)))
+    return Range(scale, found.zero, float(10.0 * np.log10(max(power, 1e-30) / max(error, 1e-30))))
 
 
 def fit_weight(weight: Array, axis: int) -> tuple[NDArray[np.int8], Array]:

@@ -1,0 +1,229 @@
+"""quantize.py, ranges.py, equalize.py, lower.py: eight bits on small graphs, measured against float."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from diffusette.export import equalize, lower, parity, quantize, ranges, recipe, write
+from diffusette.export.calibrate import open_graph
+from diffusette.models.errors import NumericalError
+from diffusette.models.manifest import Component
+
+RNG = np.random.default_rng(1)
+
+
+def normal(*shape, scale=1.0):
+    return (scale * RNG.standard_normal(shape)).astype(np.float32)
+
+
+def model():
+    """Conv, SiLU-like Relu, Conv 1×1, tokens, a gated feed-forward with outliers in one channel, and a last projection."""
+    node, rng = helper.make_node, np.random.default_rng(7)
+
+    def normal(*shape, scale=1.0):
+        return (scale * rng.standard_normal(shape)).astype(np.float32)
+
+    nodes = [
+        node("Conv", ["x", "a.weight", "a.bias"], ["c1"], pads=[1, 1, 1, 1], kernel_shape=[3, 3], name="a"),
+        node("Relu", ["c1"], ["r1"]),
+        node("Conv", ["r1", "b.weight"], ["c2"], kernel_shape=[1, 1], name="b"),
+        node("Reshape", ["c2", "flat"], ["f"]),
+        node("Transpose", ["f"], ["t"], perm=[0, 2, 1]),
+        node("MatMul", ["t", "ff.net.0.proj.weight"], ["m1"], name="ff0"),
+        node("Add", ["m1", "ff.net.0.proj.bias"], ["h"]),
+        node("Split", ["h"], ["h1", "h2"], axis=2, num_outputs=2),
+        node("Gelu", ["h2"], ["g"]),
+        node("Mul", ["h1", "g"], ["hg"]),
+        node("MatMul", ["hg", "ff.net.2.weight"], ["m2"], name="ff2"),
+        node("MatMul", ["m2", "last.weight"], ["y"], name="last"),
+    ]
+    first = normal(32, 128, scale=0.2)
+    first[:, 5] *= 30
+    weights = {
+        "a.weight": normal(32, 16, 3, 3, scale=0.1),
+        "a.bias": normal(32),
+        "b.weight": normal(32, 32, 1, 1, scale=0.2),
+        "flat": np.array([0, 32, -1]),
+        "ff.net.0.proj.weight": first,
+        "ff.net.0.proj.bias": normal(128, scale=0.1),
+        "ff.net.2.weight": normal(64, 32, scale=0.2),
+        "last.weight": normal(32, 40, scale=0.2),
+    }
+    made = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+
+
+FEEDS = [{"x": normal(1, 16, 8, 8)} for _ in range(4)]
+
+
+def everything(_layer):
+    return "int8"
+
+
+def lowered(tmp_path, kinds=everything, form="operators"):
+    """(quantized model, rows, its output and float's on an input that calibration has not seen)."""
+    plain = model()
+    seen = ranges.observe(plain, quantize.wanted_tensors(plain, kinds), FEEDS, tmp_path / "seen", open_graph)
+    made, rows = quantize.quantize(model(), kinds, seen, form)
+    write.save(model(), tmp_path / "float")
+    write.save(made, tmp_path / "made")
+    feed = {"x": normal(2, 16, 8, 12)}
+    results = [open_graph(tmp_path / name / write.GRAPH).run(feed)["y"] for name in ("made", "float")]
+    return made, rows, *results
+
+
+@pytest.mark.parametrize("form", ["operators", "qdq"])
+def test_eight_bit_layers_stay_close_to_float(tmp_path, form):
+    made, rows, got, expected = lowered(tmp_path, form=form)
+    assert parity.snr(expected, got) > 20  # one channel has outliers, and nothing has been done about them
+    kinds = Counter(node.op_type for node in made.graph)
+    assert kinds["QLinearConv" if form == "operators" else "Conv"] == 2
+    assert {row.layer: row.kind for row in rows} == dict.fromkeys(["a", "b", "ff.net.0.proj", "ff.net.2", "last"], "int8")
+    assert all(row.snr > 20 for row in rows)
+
+
+def test_weights_are_stored_in_eight_bit_under_the_names_of_the_state_dict(tmp_path):
+    made, *_ = lowered(tmp_path)
+    stored = {name: value.dtype for name, value in made.graph.initializers.items() if name.endswith("_quantized") and "bias" not in name}
+    assert stored == dict.fromkeys(
+        [f"{name}.weight_quantized" for name in ("a", "b", "ff.net.0.proj", "ff.net.2", "last")], ir.DataType.INT8
+    )
+
+
+def test_weight_only_layers_and_halves_cost_less_than_activations(tmp_path):
+    _, _, got, expected = lowered(tmp_path / "weights", lambda _: "weights")
+    _, _, half, same = lowered(tmp_path / "half", lambda _: "half")
+    assert parity.snr(expected, got) > 30
+    assert parity.snr(same, half) > 60
+
+
+def test_float_layers_are_left_alone(tmp_path):
+    made, rows, got, expected = lowered(tmp_path, lambda _: "float")
+    np.testing.assert_array_equal(got, expected)
+    assert {row.kind for row in rows} == {"float"}
+    assert made.graph.initializers["a.weight"].dtype == ir.DataType.FLOAT
+
+
+def test_a_tensor_that_two_layers_read_is_stored_once(tmp_path):
+    plain = model()
+    twice = ir.node(
+        "MatMul", [next(node for node in plain.graph if node.name == "last").inputs[0], plain.graph.initializers["last.weight"]]
+    )
+    plain.graph.append(twice)
+    twice.outputs[0].name, twice.outputs[0].type = "z", ir.TensorType(ir.DataType.FLOAT)
+    plain.graph.outputs.append(twice.outputs[0])
+    kinds = {"last": "int8"}
+    seen = ranges.observe(plain, {"m2": -1}, FEEDS, tmp_path / "seen", open_graph)
+    made, _ = quantize.quantize(plain, lambda layer: kinds.get(layer, "float"), seen)
+    assert Counter(node.op_type for node in made.graph)["QuantizeLinear"] == 1
+
+
+def test_scaling_the_channels_of_a_gated_feed_forward_changes_nothing_but_the_ranges(tmp_path):
+    plain = model()
+    scales = equalize.scales(plain, FEEDS, tmp_path / "seen", open_graph)
+    assert list(scales) == ["ff.net.2"]
+    assert scales["ff.net.2"][5] == scales["ff.net.2"].max()
+    before = ranges.observe(plain, {"hg": -1}, FEEDS, tmp_path / "before", open_graph)["hg"]
+    write.save(plain, tmp_path / "plain")
+    equalize.apply(plain, scales)
+    after = ranges.observe(plain, {"hg": -1}, FEEDS, tmp_path / "after", open_graph)["hg"]
+    write.save(plain, tmp_path / "scaled")
+    results = [open_graph(tmp_path / name / write.GRAPH).run(FEEDS[0])["y"] for name in ("plain", "scaled")]
+    np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-4)
+    assert ranges.fit(after).snr > ranges.fit(before).snr + 6
+
+
+def component():
+    return Component("unet/model.onnx", "fp32", {}, {}, 120.0)
+
+
+def test_layers_that_lose_most_go_back_to_float_arithmetic_until_the_bar_is_met(tmp_path):
+    write.save(model(), tmp_path / "float")
+    arguments = ("unet", tmp_path / "float", tmp_path / "made", tmp_path / "seen", FEEDS, component())
+    easy = lower.to_int8(*arguments, 20.0, "operators")
+    assert {row.kind for row in easy.rows} == {"int8"}
+    assert (easy.component.precision, easy.component.parity_db > 20) == ("int8", True)
+    hard = lower.to_int8(*arguments, 36.0, "operators")
+    assert "int8" not in {row.kind for row in hard.rows}
+    assert hard.component.parity_db >= 36
+
+
+def test_a_bar_that_cannot_be_met_is_an_error(tmp_path):
+    write.save(model(), tmp_path / "float")
+    with pytest.raises(NumericalError, match=r"unet in int8: .* expected at least 190 dB: not published"):
+        lower.to_int8("unet", tmp_path / "float", tmp_path / "made", tmp_path / "seen", FEEDS, component(), 190.0, "operators")
+
+
+def test_outliers_are_clipped_where_that_loses_less_than_coarser_steps():
+    values = normal(40_000)
+    found = ranges.fit(ranges.Observed(values, float(values.min()), 60.0, np.zeros(1), np.zeros(1)))
+    assert found.scale * 255 < 15
+    assert found.snr > 35
+
+
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50))
+def test_zero_is_stored_exactly_whatever_the_range(values):
+    array = np.array(values, np.float32)
+    found = ranges.fit(ranges.Observed(array, float(array.min()), float(array.max()), np.zeros(1), np.zeros(1)))
+    assert 0 <= found.zero <= 255
+    assert found.round_trip(np.zeros(1, np.float32))[0] == 0
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_weights_have_a_scale_for_each_output_channel(axis):
+    weight = normal(6, 8) * np.float32([[1e-3], [1], [10], [100], [1e3], [1e4]])
+    if axis == 1:
+        weight = np.ascontiguousarray(weight.T)
+    stored, scale = ranges.fit_weight(weight, axis)
+    assert stored.dtype == np.int8
+    shape = [1, 1]
+    shape[axis] = -1
+    error = np.abs(stored * scale.reshape(shape) - weight).max(axis=1 - axis)
+    largest = np.abs(weight).max(axis=1 - axis, keepdims=True)
+    assert parity.snr(weight / largest, stored * scale.reshape(shape) / largest) > 35
+    assert (error <= largest.reshape(-1) * 0.31).all()  # clipped by at most 30 %
+
+
+def test_the_recipe_keeps_from_eight_bit_what_is_known_to_suffer():
+    big = 10**9
+    assert recipe.kind("unet", "conv_in", big) == "float"
+    assert recipe.kind("unet", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", big) == "weights"
+    assert recipe.kind("unet", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k", big) == "int8"
+    assert recipe.kind("unet", "down_blocks.0.resnets.0.time_emb_proj", big) == "weights"
+    assert recipe.kind("text_encoder", "text_model.encoder.layers.0.mlp.fc1", big) == "weights"
+    assert recipe.kind("text_encoder", "text_model.encoder.layers.0.mlp.fc1", 10**6) == "half"
+    assert recipe.kind("vae_decoder", "decoder.conv_in", big) == "half"
+
+
+def test_the_same_graph_is_written_to_the_same_bytes(tmp_path):
+    one, two = write.save(model(), tmp_path / "one"), write.save(copy.deepcopy(model()), tmp_path / "two")
+    assert one == two
+    assert (tmp_path / "one" / write.GRAPH).read_bytes() == (tmp_path / "two" / write.GRAPH).read_bytes()
+
+
+def test_large_weights_go_page_aligned_into_a_file_beside_the_graph_and_come_back(tmp_path):
+    made = model()
+    big = normal(600, 600)
+    made.graph.initializers.add(
+        ir.Value(name="big", shape=ir.Shape(big.shape), type=ir.TensorType(ir.DataType.FLOAT), const_value=ir.tensor(big))
+    )
+    files = write.save(made, tmp_path)
+    assert set(files) == {write.GRAPH, write.DATA}
+    assert files == {name: write.fingerprint(tmp_path / name) for name in files}
+    back = write.load(tmp_path).graph.initializers["big"].const_value
+    assert back.offset % write.PAGE == 0
+    np.testing.assert_array_equal(back.numpy(), big)
