@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,9 +72,11 @@ class Contender:
 
     def _obituary(self, code: int) -> str:
         if code < 0:
-            return (
-                f"the process was ended by signal {-code}: if that is 9, memory did not suffice; try --memory streamed, or smaller pictures"
+            name = signal.Signals(-code).name
+            why = (
+                "most likely memory did not suffice; measure smaller pictures, or --memory streamed" if name == "SIGKILL" else "it crashed"
             )
+            return f"the process was ended by {name}: {why}"
         self._said.seek(0)
         lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
         return f"the process ended with code {code}: {lines[-1] if lines else 'it said nothing'}"

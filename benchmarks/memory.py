@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
@@ -63,9 +64,14 @@ class Sampler:
         return Peak(max(sample.peak_rss for sample in samples), _most(samples))
 
     def peak_within(self, intervals: Iterable[tuple[float, float]]) -> Peak:
-        """The peak of the samples that were taken in any of `intervals` (start, end); shorter ones may have none."""
+        """The peak of the samples that were taken in any of `intervals` (start, end), one after the other; short ones may have none."""
         spans = list(intervals)
-        inside = [sample for sample in self.samples if any(start <= sample.at <= end for start, end in spans)]
+        starts = [start for start, _ in spans]
+        inside: list[Sample] = []
+        for sample in self.samples:
+            place = bisect_right(starts, sample.at) - 1  # the last one that had begun
+            if place >= 0 and sample.at <= spans[place][1]:
+                inside.append(sample)
         return Peak(max((sample.rss for sample in inside), default=None), _most(inside))
 
     def _sample(self) -> None:
