@@ -38,9 +38,9 @@ def save(model: ir.Model, folder: Path) -> dict[str, File]:
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]
     proto.graph.name = "main"
-    for node in proto.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
+    for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        part.doc_string = ""  # exporters leave stack traces and paths there
+        del part.metadata_props[:]
     del proto.metadata_props[:], proto.graph.metadata_props[:]
     data = proto.SerializeToString(deterministic=True)
     files[GRAPH] = _write(folder / GRAPH, data)

@@ -1,0 +1,132 @@
+"""targets.py and merge.py: the graphs of every target agree with torch, and LoRAs are in the weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import save_file
+
+from diffusette.export import calibrate, components, graph, merge, parity, source, trace, write
+from diffusette.export.lower import to_int8
+from diffusette.export.targets import FORMS, TARGETS
+from diffusette.models.errors import RequestError
+from diffusette.models.manifest import Component
+from tests import tiny_models
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    return source.open_folder(tiny_models.save(tmp_path_factory.mktemp("targets") / "model", "sd1"))
+
+
+@pytest.fixture(scope="module")
+def parts(opened):
+    """Name → (component, its traced graph, inputs, what torch gives)."""
+    made = {}
+    for name in ("text_encoder", "vae_decoder"):
+        component = components.build(opened, name)
+        feeds = parity.cases(component)
+        with components.loaded(component):
+            made[name] = (component, trace.trace(component), feeds, parity.references(component, feeds))
+    return made
+
+
+def written(parts, name, target, folder):
+    """The graph of a component for `target`, written into `folder`."""
+    model = graph.apply(parts[name][1].clone(), TARGETS[target])
+    write.save(model, folder)
+    return model
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "vae_decoder"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_graph_for_every_target_agrees_with_torch(parts, name, target, tmp_path):
+    model = written(parts, name, target, tmp_path)
+    assert parity.compare(calibrate.open_graph(tmp_path / write.GRAPH), *parts[name][2:]).db > parity.BARS["fp32"]
+    assert graph.declined(model) == []
+
+
+@pytest.mark.parametrize("target", ["portable", "openvino"])
+def test_portable_graphs_are_plain_onnx_of_opset_18(parts, target, tmp_path):
+    for name in parts:
+        written(parts, name, target, tmp_path / name)
+        proto = onnx.load(tmp_path / name / write.GRAPH)
+        onnx.checker.check_model(proto, full_check=True)
+        assert {(one.domain, one.version) for one in proto.opset_import} == {("", 18)}
+
+
+def test_directml_graphs_are_of_opset_17_at_most(parts, tmp_path):
+    for name in parts:
+        assert written(parts, name, "directml", tmp_path / name).graph.opset_imports[""] == 17
+
+
+def test_nothing_of_this_machine_stands_in_a_graph(parts, tmp_path):
+    for name in parts:
+        written(parts, name, "cpu", tmp_path)
+        data = (tmp_path / write.GRAPH).read_bytes()
+        for word in (b"site-packages", b"torch", b".py", b"home"):
+            assert word not in data, word
+
+
+@pytest.mark.parametrize("target", FORMS)
+def test_eight_bit_graphs_for_every_target_that_has_them_agree_with_float(parts, target, tmp_path):
+    written(parts, "vae_decoder", target, tmp_path / "float")
+    made = Component("unet/model.onnx", "fp32", {}, {}, 120.0)
+    feeds = parts["vae_decoder"][2]  # the recipe of the U-Net, so that convolutions become 8 bit
+    found = to_int8("unet", tmp_path / "float", tmp_path / "made", tmp_path / "seen", feeds, made, parity.BARS["int8"], FORMS[target])
+    assert found.component.parity_db >= parity.BARS["int8"]
+    kinds = {node.op_type for node in write.load(tmp_path / "made").graph}
+    assert ("QLinearConv" in kinds) == (target == "cpu")
+    assert "DequantizeLinear" in kinds
+
+
+@pytest.fixture
+def lora(tmp_path):
+    """A LoRA of rank 2 with kohya's names for one layer of the U-Net and one of the text encoder."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, rows, columns in (
+        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", 16, 16),
+        ("lora_te_text_model_encoder_layers_1_mlp_fc1", 48, 32),
+    ):
+        tensors |= {
+            f"{name}.lora_up.weight": rng.standard_normal((rows, 2), np.float32),
+            f"{name}.lora_down.weight": rng.standard_normal((2, columns), np.float32),
+            f"{name}.alpha": np.float32(1.0),
+        }
+    save_file({name: np.atleast_1d(value) if value.ndim == 0 else value for name, value in tensors.items()}, tmp_path / "style.safetensors")
+    return tmp_path / "style.safetensors", tensors
+
+
+@pytest.mark.parametrize(
+    ("component", "layer", "stem"),
+    [
+        (
+            "unet",
+            "mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q",
+        ),
+        ("text_encoder", "text_model.encoder.layers.1.mlp.fc1", "lora_te_text_model_encoder_layers_1_mlp_fc1"),
+    ],
+)
+def test_a_lora_is_added_to_the_weights_of_its_layers_and_to_no_others(opened, lora, component, layer, stem):
+    path, tensors = lora
+    plain = components.build(opened, component)
+    merged = merge.merge(plain, opened, [merge.Lora(path, 0.5), merge.Lora(path, 0.25)])
+    delta = tensors[f"{stem}.lora_up.weight"] @ tensors[f"{stem}.lora_down.weight"] * (1.0 / 2)
+    for key in plain.weights.shapes:
+        expected = plain.weights.read(key) + (0.75 * delta if key == f"{layer}.weight" else 0)
+        np.testing.assert_allclose(merged.weights.read(key), expected, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_a_lora_for_another_architecture_is_refused(opened, tmp_path):
+    save_file(
+        {
+            "lora_unet_elsewhere.lora_up.weight": np.ones((2, 2), np.float32),
+            "lora_unet_elsewhere.lora_down.weight": np.ones((2, 2), np.float32),
+        },
+        tmp_path / "x.safetensors",
+    )
+    with pytest.raises(RequestError, match="no such layer"):
+        merge.merge(components.build(opened, "unet"), opened, [merge.Lora(tmp_path / "x.safetensors")])
