@@ -109,24 +109,38 @@ def generate(
 
 
 @cli.command()
-@click.argument("source", type=FOLDER)
+@click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", type=FOLDER)
 @click.option("--target", default="cpu", show_default=True, type=click.Choice(["cpu", "openvino", "cuda", "directml", "portable"]))
 @click.option("--precision", help="fp32 or int8; or COMPONENT=PRECISION,…  [default: int8 for cpu, else fp32]")
 @click.option("--prompts", type=FILE, help="Text file, a prompt a line: what int8 is calibrated on.")
+@click.option("--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="Merge a LoRA (safetensors); may be given several times.")
 @click.option("--force", is_flag=True, help="Replace DESTINATION if it exists.")
 @as_json
-def export(source: str, destination: Path, target: str, precision: str | None, prompts: Path | None, force: bool, as_json: bool) -> None:
-    """Turn the Stable Diffusion model SOURCE into the bundle DESTINATION."""
+def export(
+    source: Path,
+    destination: Path,
+    target: Any,
+    precision: str | None,
+    prompts: Path | None,
+    loras: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Turn the Stable Diffusion model SOURCE, a diffusers folder or a safetensors checkpoint, into the bundle DESTINATION."""
     try:
         from .export import export as exporting
+        from .export.merge import Lora
     except ModuleNotFoundError as error:
         raise RequestError(f'exporting needs {error.name}, which is not installed: pip install "diffusette[cpu,export]"') from error
+
+    from .runtime import files
 
     options = exporting.Options(
         target=target,
         precision=exporting.precision_of(precision, target),
-        prompts=tuple(prompts.read_text("utf-8").split("\n")) if prompts else (),
+        prompts=files.lines(prompts) if prompts else (),
+        loras=tuple(Lora(*files.lora_of(text)) for text in loras),
         force=force,
     )
     with console.progress() as advance:

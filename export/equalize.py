@@ -66,6 +66,22 @@ def apply(model: ir.Model, found: Mapping[str, Array]) -> ir.Model:
     return model
 
 
+def keep(model: ir.Model, factors: Mapping[str, Array]) -> ir.Model:
+    """`model` with `factors` as initializers that no node uses: what merges a LoRA into its weights has to know them."""
+    for name, array in factors.items():
+        graph.initializer(model, name, array)
+    return model
+
+
+def factors(model: ir.Model, found: Mapping[str, Array]) -> dict[str, Array]:
+    """What `apply` multiplies the weights of each scaled layer with: `NAME.output_factors` and `NAME.input_factors`."""
+    named: dict[str, Array] = {}
+    for pair in _pairs(model):
+        named[f"{(pair.first.name or '').removesuffix('.weight')}.output_factors"] = _columns(pair, found[pair.name])
+        named[f"{pair.name}.input_factors"] = found[pair.name]
+    return named
+
+
 def _columns(pair: _Pair, scale: Array) -> Array:
     assert pair.first.const_value is not None
     columns = np.ones(graph.dims(pair.first.const_value)[1], np.float32)

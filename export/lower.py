@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import MappingProxyType
 import msgspec
 
 from ..models.manifest import Component, Precision
-from . import equalize, parity, quantize, ranges, recipe, write
+from . import equalize, half, parity, quantize, ranges, recipe, write
 from .calibrate import Feeds, open_graph
 from .quantize import Form
 from .recipe import Kind
@@ -26,6 +27,8 @@ class Lowered:
 
     component: Component
     rows: tuple[quantize.Row, ...]
+    note: str = ""
+    """What the user should know."""
 
 
 def to_int8(
@@ -46,12 +49,13 @@ def to_int8(
     elements = sum(layer.elements for layer in quantize.layers(plain))
     kinds: dict[str, Kind] = {layer.name: recipe.kind(name, layer.name, elements) for layer in quantize.layers(plain)}
     scales = equalize.scales(plain, feeds, work, open_graph)
+    factors = equalize.factors(plain, scales)
     equalize.apply(plain, scales)
     wanted = quantize.wanted_tensors(plain, kinds.__getitem__)
     seen = ranges.observe(plain, wanted, feeds, work, open_graph) if wanted else {}
     while True:
         model, rows = quantize.quantize(equalize.apply(write.load(float_folder), scales), kinds.__getitem__, seen, form)
-        write.save(model, folder)
+        write.save(equalize.keep(model, factors), folder)
         found = parity.compare(open_graph(folder / write.GRAPH), checked, expected)
         weakest = _weakest(rows)
         if found.db >= bar or not weakest:
@@ -61,6 +65,28 @@ def to_int8(
     parity.require(name, "int8", found, bar, (row.layer for row in weakest[:5]))
     precision: Precision = "int8" if any(row.kind in {"int8", "weights"} for row in rows) else "fp16"
     return Lowered(msgspec.structs.replace(made, precision=precision, parity_db=found.db), tuple(rows))
+
+
+def to_fp16(name: str, float_folder: Path, folder: Path, work: Path, feeds: Sequence[Feeds], made: Component, bar: float) -> Lowered:
+    """Writes the component in half precision into `folder`, with float32 where `feeds` made numbers that half cannot hold.
+
+    Where NaN or Inf comes out, or less than `bar` (dB), the component stays float32, nothing is written, and the note says so.
+    """
+    plain = write.load(float_folder)
+    reference = open_graph(float_folder / write.GRAPH)
+    checked = feeds[:: max(1, len(feeds) // 8)]
+    expected = [reference.run(feed) for feed in checked]
+    reference.close()
+    seen = ranges.observe(plain, half.watched(plain), feeds, work, open_graph)
+    large = [tensor for tensor, found in seen.items() if not max(-found.low, found.high) < half.LIMIT]
+    write.save(half.to_half(write.load(float_folder), large), folder)
+    found = parity.compare(open_graph(folder / write.GRAPH), checked, expected)
+    if found.db < bar:
+        shutil.rmtree(folder)
+        what = "NaN or Inf" if found.db == -parity.PERFECT else f"{found.db:.1f} dB against float32"
+        return Lowered(made, (), f"{name}: half precision gives {what}, expected at least {bar:.0f} dB: it stays float32")
+    note = f"{name}: {len(large)} tensors are too large for half precision: what makes and reads them stays float32" if large else ""
+    return Lowered(msgspec.structs.replace(made, precision="fp16", parity_db=found.db), (), note)
 
 
 def _weakest(rows: Sequence[quantize.Row]) -> list[quantize.Row]:

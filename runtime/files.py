@@ -43,6 +43,18 @@ def lora_of(text: str) -> tuple[Path, float]:
     return (Path(path), float(weight)) if path and colon and re.fullmatch(NUMBER, weight) else (Path(text), 1.0)
 
 
+def lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text file, blank ones left out.
+
+    Raises:
+        RequestError: it cannot be read, or is no UTF-8 text.
+    """
+    try:
+        return tuple(line for line in path.read_text("utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: cannot be read as text ({error}): expected a prompt a line in UTF-8") from error
+
+
 def _from_record(source: Path, given: Mapping[str, Any]) -> Request:
     """The request that drew `source`, with what is `given` changed."""
     record = metadata.read(source).record
