@@ -57,6 +57,7 @@ def assemble(folder: Path) -> None:
     index = {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": "0.42.1",
+        "_name_or_path": "diffusette-demo",
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "requires_safety_checker": False,
