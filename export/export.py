@@ -23,7 +23,7 @@ from ..models.manifest import Precision, Target
 from . import assemble, calibrate, components, graph, merge, parity, write
 from .calibrate import open_graph
 from .ldm import open_source
-from .lower import Lowered, to_int8
+from .lower import Lowered, to_fp16, to_int8
 from .merge import Lora
 from .publish import Stage, staged
 from .quantize import Row
@@ -33,7 +33,6 @@ from .trace import trace
 
 Progress = Callable[[str, float], None]
 """(what is done now, fraction of the whole that is done)"""
-_Rows = dict[str, tuple[Row, ...]]
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,11 @@ def export_folder(
                 stage.remember(name, record)
             records[name] = msgspec.convert(record, manifest.Component)
         made = assemble.prepare(opened, floats, records, options.target, [f"{lora.path.stem}:{lora.weight:g}" for lora in options.loras])
-        rows = _lower(stage, made, precisions, options, progress)
+        lowered = _lower(stage, made, precisions, options, progress)
         progress("publishing", 1.0)
         made = assemble.assemble(stage.bundle, floats, made)
-    return Report(destination, made, tuple(assemble.warnings(opened)), rows)
+    warnings = [*assemble.warnings(opened), *(one.note for one in lowered.values() if one.note)]
+    return Report(destination, made, tuple(warnings), {name: one.rows for name, one in lowered.items()})
 
 
 def _export_apart(folder: Path, source: Source, name: str, destination: Path, options: Options) -> manifest.Component:
@@ -163,8 +163,10 @@ def export_float(source: Source, name: str, folder: Path, target: Target, loras:
     return manifest.Component(f"{name}/{write.GRAPH}", "fp32", ports, given, found.db)
 
 
-def _lower(stage: Stage, made: manifest.Manifest, precisions: Mapping[str, Precision], options: Options, progress: Progress) -> _Rows:
-    """Writes what is not float32 into the bundle, each component a stage of its own; gives the layers of each."""
+def _lower(
+    stage: Stage, made: manifest.Manifest, precisions: Mapping[str, Precision], options: Options, progress: Progress
+) -> dict[str, Lowered]:
+    """Writes what is not float32 into the bundle, each component a stage of its own."""
     floats, recorded = stage.work / "float", stage.work / "recorded.npz"
     changed = [name for name, precision in precisions.items() if precision != "fp32"]
     if changed and stage.recall("recorded") is None:
@@ -172,28 +174,18 @@ def _lower(stage: Stage, made: manifest.Manifest, precisions: Mapping[str, Preci
         calibrate.keep(calibrate.record(floats, options.prompts), recorded)
         stage.remember("recorded", {})
     feeds = calibrate.kept(recorded) if changed else {}
-    rows: _Rows = {}
+    lowered: dict[str, Lowered] = {}
     for place, name in enumerate(changed):
         progress(f"{name}: {precisions[name]}", 0.6 + 0.4 * place / len(changed))
         record = stage.recall(f"{name}.lowered")
         if record is None:
             bar = options.min_snr if options.min_snr is not None and name == "unet" else parity.BARS[precisions[name]]
-            lowered = to_int8(
-                name,
-                floats / name,
-                stage.bundle / name,
-                stage.work / "observed",
-                feeds[name],
-                made.components[name],
-                bar,
-                FORMS[options.target],
-            )
-            record = msgspec.to_builtins(lowered)
+            where = (name, floats / name, stage.bundle / name, stage.work / "observed", feeds[name], made.components[name], bar)
+            record = msgspec.to_builtins(to_fp16(*where) if precisions[name] == "fp16" else to_int8(*where, FORMS[options.target]))
             stage.remember(f"{name}.lowered", record)
-        done = msgspec.convert(record, Lowered)
-        made.components[name] = done.component
-        rows[name] = done.rows
-    return rows
+        lowered[name] = msgspec.convert(record, Lowered)
+        made.components[name] = lowered[name].component
+    return lowered
 
 
 def precision_of(text: str | None, target: Target) -> Precision | dict[str, Precision]:
@@ -203,15 +195,19 @@ def precision_of(text: str | None, target: Target) -> Precision | dict[str, Prec
         RequestError: a precision that cannot be written.
     """
     if text is None:
-        return "int8" if target == "cpu" else "fp32"
+        return PRECISIONS[target][0]
     found: dict[str, Precision] = {}
     for part in text.split(","):
-        name, _, precision = part.rpartition("=")
-        if precision not in {"fp32", "int8"}:
-            raise RequestError(f"precision {precision!r}: expected fp32 or int8, for all or as unet=int8,vae_decoder=fp32")
+        name, _, said = part.rpartition("=")
+        precision = next((one for one in PRECISIONS[target] if one == said.strip()), None)
+        if precision is None:
+            has = " or ".join(PRECISIONS[target])
+            raise RequestError(
+                f"precision {said!r} for {target}: expected {has}, for all or as unet={PRECISIONS[target][0]},vae_decoder=fp32"
+            )
         if not name:
-            return precision  # pyright: ignore[reportReturnType]  # one of two literals
-        found[name.strip()] = precision  # pyright: ignore[reportArgumentType]  # likewise
+            return precision
+        found[name.strip()] = precision
     return found
 
 
@@ -234,7 +230,7 @@ def _precisions(source: Source, options: Options) -> dict[str, Precision]:
     for name, precision in found.items():
         if precision not in PRECISIONS[options.target]:
             has = " or ".join(PRECISIONS[options.target])
-            raise RequestError(f"{name} in {precision} for {options.target}: expected {has}; int8 is for cpu and openvino")
+            raise RequestError(f"{name} in {precision} for {options.target}: expected {has}")
     return found
 
 

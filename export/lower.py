@@ -79,9 +79,11 @@ def to_fp16(name: str, float_folder: Path, folder: Path, work: Path, feeds: Sequ
     reference.close()
     seen = ranges.observe(plain, half.watched(plain), feeds, work, open_graph)
     large = [tensor for tensor, found in seen.items() if not max(-found.low, found.high) < half.LIMIT]
+    write.save(half.rounded(write.load(float_folder), large), work)
+    found = parity.compare(open_graph(work / write.GRAPH), checked, expected)
     write.save(half.to_half(write.load(float_folder), large), folder)
-    found = parity.compare(open_graph(folder / write.GRAPH), checked, expected)
-    if found.db < bar:
+    runs = parity.compare(open_graph(folder / write.GRAPH), checked, expected)  # with less rounding, but the graph itself
+    if min(found.db, runs.db) < bar:
         shutil.rmtree(folder)
         what = "NaN or Inf" if found.db == -parity.PERFECT else f"{found.db:.1f} dB against float32"
         return Lowered(made, (), f"{name}: half precision gives {what}, expected at least {bar:.0f} dB: it stays float32")

@@ -40,4 +40,4 @@ def merge(component: Component, source: Source, loras: Sequence[Lora]) -> Compon
 def _sum(
     read: Callable[[], Array], delta: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...], weight: float
 ) -> Callable[[], Array]:
-    return lambda: read() + np.float32(weight) * delta(shape)
+    return lambda: np.add(read(), np.float32(weight) * delta(shape), dtype=np.float32)

@@ -95,9 +95,9 @@ def _bias_after(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
     return None, node.outputs[0]
 
 
-def wanted_tensors(model: ir.Model, kinds: Callable[[str], Kind]) -> dict[str, int]:
+def wanted_tensors(model: ir.Model, kinds: Callable[[str], Kind]) -> dict[str, int | None]:
     """Names of the activations whose ranges are needed, with the axis of their channels."""
-    names: dict[str, int] = {}
+    names: dict[str, int | None] = {}
     for layer in layers(model):
         if _kind(layer, kinds) == "int8":
             is_conv = layer.node.op_type == "Conv"

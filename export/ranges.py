@@ -56,9 +56,9 @@ class Observed:
 
 
 def observe(
-    model: ir.Model, names: Mapping[str, int], feeds: Sequence[Feeds], folder: Path, open_graph: Callable[[Path], Any]
+    model: ir.Model, names: Mapping[str, int | None], feeds: Sequence[Feeds], folder: Path, open_graph: Callable[[Path], Any]
 ) -> dict[str, Observed]:
-    """Runs the float `model` on `feeds` and looks at the tensors `names` (with the axis of their channels).
+    """Runs the float `model` on `feeds` and looks at the tensors `names` (with the axis of their channels, if means by channel are wanted).
 
     `folder` is for the graph with these tensors as outputs.
     """
@@ -81,10 +81,10 @@ def observe(
     return {name: _joined(parts) for name, parts in found.items()}
 
 
-def _sample(x: Array, run: int, axis: int) -> _Part:
+def _sample(x: Array, run: int, axis: int | None) -> _Part:
     flat = x.reshape(-1)
     stride = max(1, flat.size // KEPT)
-    axes = tuple(other for other in range(x.ndim) if other != axis % x.ndim)
+    axes = tuple(other for other in range(x.ndim) if axis is None or other != axis % x.ndim)
     return flat[run % stride :: stride][:KEPT].copy(), float(flat.min()), float(flat.max()), x.mean(axis=axes), np.abs(x).max(axis=axes)
 
 

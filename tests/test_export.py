@@ -184,6 +184,7 @@ def test_options_that_make_no_sense_together_are_refused(folder, tmp_path, optio
 
 def test_precision_is_said_for_all_or_by_component():
     assert precision_of(None, "cpu") == "int8"
+    assert precision_of(None, "directml") == "fp16"
     assert precision_of("fp32", "cpu") == "fp32"
     assert precision_of("unet=int8,vae_decoder=fp32", "cpu") == {"unet": "int8", "vae_decoder": "fp32"}
     with pytest.raises(RequestError, match="int3"):

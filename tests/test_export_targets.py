@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from diffusette.export import calibrate, components, graph, merge, parity, source, trace, write
-from diffusette.export.lower import to_int8
+from diffusette.export.half import to_half
+from diffusette.export.lower import to_fp16, to_int8
 from diffusette.export.targets import FORMS, TARGETS
 from diffusette.models.errors import RequestError
 from diffusette.models.manifest import Component
@@ -79,6 +82,72 @@ def test_eight_bit_graphs_for_every_target_that_has_them_agree_with_float(parts,
     kinds = {node.op_type for node in write.load(tmp_path / "made").graph}
     assert ("QLinearConv" in kinds) == (target == "cpu")
     assert "DequantizeLinear" in kinds
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "vae_decoder"])
+@pytest.mark.parametrize("target", ["cuda", "directml"])
+def test_half_precision_agrees_with_float_and_keeps_float_at_the_border(parts, name, target, tmp_path):
+    written(parts, name, target, tmp_path / "float")
+    made = Component(f"{name}/model.onnx", "fp32", {}, {}, 120.0)
+    found = to_fp16(name, tmp_path / "float", tmp_path / "made", tmp_path / "seen", parts[name][2], made, parity.BARS["fp16"])
+    assert (found.component.precision, found.note) == ("fp16", "")
+    model = write.load(tmp_path / "made")
+    assert all(value.dtype in {ir.DataType.FLOAT, ir.DataType.INT64} for value in (*model.graph.inputs, *model.graph.outputs))
+    floats = [value.name for value in model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT and len(value.shape) > 1]
+    assert floats == []
+
+
+def small(nodes, weights, outputs=("y",)):
+    made = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+
+
+def test_what_half_cannot_hold_stays_float_and_that_is_said(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["big"]),
+        helper.make_node("Mul", ["big", "tiny"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["y"]),
+    ]
+    weights = {"w": np.full((4, 4), 5e4, np.float32), "tiny": np.float32(1e-5), "b": np.ones(4, np.float32)}
+    write.save(small(nodes, weights), tmp_path / "float")
+    made = Component("unet/model.onnx", "fp32", {}, {}, 120.0)
+    feeds = [{"x": np.arange(8, dtype=np.float32).reshape(2, 4)}]
+    found = to_fp16("unet", tmp_path / "float", tmp_path / "made", tmp_path / "seen", feeds, made, 45.0)
+    assert found.component.precision == "fp16"
+    assert found.note.startswith("unet: 1 tensors are too large for half precision")
+
+
+def test_a_component_that_half_precision_spoils_stays_float_and_that_is_said(tmp_path):
+    nodes = [helper.make_node("Add", ["x", "w"], ["a"]), helper.make_node("Sub", ["a", "w"], ["y"])]
+    write.save(small(nodes, {"w": np.full(4, 3000, np.float32)}), tmp_path / "float")
+    made = Component("unet/model.onnx", "fp32", {}, {}, 120.0)
+    feeds = [{"x": np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4)}]
+    found = to_fp16("unet", tmp_path / "float", tmp_path / "made", tmp_path / "seen", feeds, made, 45.0)
+    assert found.component == made
+    assert "it stays float32" in found.note
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_sines_of_a_timestep_and_what_leads_to_them_stay_float(tmp_path):
+    nodes = [
+        helper.make_node("Mul", ["x", "f"], ["t"]),
+        helper.make_node("Sin", ["t"], ["s"]),
+        helper.make_node("MatMul", ["s", "w"], ["y"]),
+    ]
+    model = small(nodes, {"f": np.array([1, 0.1, 0.01, 0.001], np.float32), "w": np.eye(4, dtype=np.float32)})
+    write.save(model, tmp_path / "float")
+    write.save(to_half(model), tmp_path / "half")
+    feed = {"x": np.full((1, 4), 977.0, np.float32)}
+    got, expected = (calibrate.open_graph(tmp_path / place / write.GRAPH).run(feed)["y"] for place in ("half", "float"))
+    np.testing.assert_allclose(got, expected, atol=1e-3)
+    assert model.graph.initializers["f"].dtype == ir.DataType.FLOAT
+    assert model.graph.initializers["w"].dtype == ir.DataType.FLOAT16
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+"""Half precision: graphs of float32 become float16 inside, with float32 where half cannot hold the numbers.
+
+Inputs and outputs stay float32, so that nobody outside has to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from .graph import changed_weight, dims, tidy
+
+LIMIT = 16_384.0
+"""Largest magnitude seen in float32 that a tensor may have in half: a quarter of what half can hold, for what was not seen."""
+_SINGLE = {"Range", "ConstantOfShape", "Trilu"}
+"""What makes places and masks."""
+_OTHER = {"Shape", "ArgMax", "Equal", "Greater", "Less", "Not", "And", "Or", "NonZero", "Size"}
+"""Operators that give no floats."""
+_WATCHED = {"Conv", "MatMul", "Add", "Mul", "Softmax", "MultiHeadAttention", "InstanceNormalization"}
+
+
+def watched(model: ir.Model) -> dict[str, None]:
+    """Tensors whose magnitude decides what can be half, for `ranges.observe`."""
+    return {node.outputs[0].name or "": None for node in model.graph if node.op_type in _WATCHED}
+
+
+def to_half(model: ir.Model, too_large: Collection[str] = ()) -> ir.Model:
+    """`model` in half precision but for what makes or reads the tensors `too_large`, and for the sines of the timestep.
+
+    Timesteps go up to 1000, times a frequency: half would lose the phase.
+    """
+    floats = _floats(model)
+    single = _single(model, floats, set(too_large))
+    casts: dict[tuple[int, ir.DataType], ir.Value] = {}
+    for value in model.graph.initializers.values():
+        if value in floats and not any(_is_single(use.node, use.idx, single) for use in value.uses()):
+            changed_weight(
+                value, dims(value.const_value), lambda data: np.clip(data, -65504, 65504).astype(np.float16), ir.DataType.FLOAT16
+            )
+    halves: set[ir.Value] = {value for value in model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT16}
+    for node in list(model.graph):
+        for place, value in enumerate(node.inputs):
+            goal = ir.DataType.FLOAT if _is_single(node, place, single) else ir.DataType.FLOAT16
+            if value is not None and value in floats and (value in halves) != (goal == ir.DataType.FLOAT16):
+                node.replace_input_with(place, _cast(model, value, goal, casts))
+        for value in node.outputs:
+            if value in floats and node not in single:
+                halves.add(value)
+                value.dtype = ir.DataType.FLOAT16
+    for place, value in enumerate(model.graph.outputs):
+        if value in halves:
+            name, value.name = value.name, f"{value.name}_half"
+            whole = _cast(model, value, ir.DataType.FLOAT, casts)
+            whole.name, whole.shape = name, value.shape
+            model.graph.outputs[place] = whole
+    return tidy(model)
+
+
+def rounded(model: ir.Model, too_large: Collection[str] = ()) -> ir.Model:
+    """`model` in float32 with every tensor rounded to half precision that `to_half` makes half: what a GPU computes.
+
+    ONNX Runtime's CPU provider runs half graphs in float32 from end to end, which hides what half precision loses.
+    """
+    floats = _floats(model)
+    single = _single(model, floats, set(too_large))
+    made: dict[int, ir.Value] = {}
+    for value in model.graph.initializers.values():
+        if value in floats and not any(_is_single(use.node, use.idx, single) for use in value.uses()):
+            changed_weight(value, dims(value.const_value), lambda data: np.clip(data, -65504, 65504).astype(np.float16).astype(np.float32))
+            made[id(value)] = value
+    for node in list(model.graph):
+        if node in single:
+            continue
+        for place, value in enumerate(node.inputs):
+            if value is not None and value in floats and not _is_single(node, place, single):
+                node.replace_input_with(place, _rounded(model, value, made))
+    return model
+
+
+def _rounded(model: ir.Model, value: ir.Value, made: dict[int, ir.Value]) -> ir.Value:
+    """`value` cast to half and back, once for all that ask."""
+    if id(value) not in made:
+        down = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16.value})
+        up = ir.node("Cast", [down.outputs[0]], {"to": ir.DataType.FLOAT.value})
+        producer = value.producer()
+        if producer is None:
+            model.graph.insert_before(next(iter(model.graph)), (down, up))
+        else:
+            model.graph.insert_after(producer, (down, up))
+        made[id(value)] = up.outputs[0]
+    return made[id(value)]
+
+
+def _floats(model: ir.Model) -> set[ir.Value]:
+    """Every value of the graph that is float32."""
+    found = {value for value in (*model.graph.inputs, *model.graph.initializers.values()) if value.dtype == ir.DataType.FLOAT}
+    for node in model.graph:
+        data = node.inputs[0] if node.inputs else None
+        if node.op_type in _OTHER:
+            continue
+        if node.op_type == "Cast":
+            is_float = node.attributes["to"].value == ir.DataType.FLOAT.value
+        else:
+            is_float = node.op_type == "ConstantOfShape" or data in found
+        if is_float:
+            found.update(node.outputs)
+    return found
+
+
+def _single(model: ir.Model, floats: set[ir.Value], too_large: set[str]) -> set[ir.Node]:
+    """Nodes that stay float32: sines and what leads to them, what makes a tensor that is too large, and what reads one."""
+    found: set[ir.Node] = set()
+    time: set[ir.Node] = set()
+    for node in reversed(list(model.graph)):
+        if node.op_type in {"Sin", "Cos"} or any(use.node in time for value in node.outputs for use in value.uses()):
+            time.add(node)
+        values = [value for value in (*node.outputs, *node.inputs) if value is not None]
+        large = any((value.name or "") in too_large for value in values)
+        if node in time or large or node.op_type in _SINGLE or not any(value in floats for value in values):
+            found.add(node)
+    return found
+
+
+def _is_single(node: ir.Node, place: int, single: set[ir.Node]) -> bool:
+    """Whether input number `place` of `node` is float32: Resize's factors are, whatever it resizes."""
+    return node in single or (node.op_type == "Resize" and place > 0)
+
+
+def _cast(model: ir.Model, value: ir.Value, dtype: ir.DataType, casts: dict[tuple[int, ir.DataType], ir.Value]) -> ir.Value:
+    """`value` in `dtype`, cast once for all that ask."""
+    key = (id(value), dtype)
+    if key not in casts:
+        node = ir.node("Cast", [value], {"to": dtype.value})
+        made = value.producer()
+        if made is None:
+            model.graph.insert_before(next(iter(model.graph)), node)
+        else:
+            model.graph.insert_after(made, node)
+        node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
+        casts[key] = node.outputs[0]
+    return casts[key]
