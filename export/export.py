@@ -199,7 +199,7 @@ def precision_of(text: str | None, target: Target) -> Precision | dict[str, Prec
     found: dict[str, Precision] = {}
     for part in text.split(","):
         name, _, said = part.rpartition("=")
-        precision = next((one for one in PRECISIONS[target] if one == said.strip()), None)
+        precision: Precision | None = next((one for one in PRECISIONS[target] if one == said.strip()), None)
         if precision is None:
             has = " or ".join(PRECISIONS[target])
             raise RequestError(

@@ -18,7 +18,7 @@ def keep_outside(denoise: Denoise, mask: Array, known: Array, noise: Array) -> D
 
     def blended(x: Array, sigma: float) -> Array:
         seen = mask * x + kept * (known + noise * np.float32(sigma))
-        return mask * denoise(seen.astype(np.float32), sigma) + kept * known
+        return (mask * denoise(seen.astype(np.float32), sigma) + kept * known).astype(np.float32)
 
     return blended
 
