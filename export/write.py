@@ -7,10 +7,12 @@ holds the whole model. The same graph gives the same bytes.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import onnx_ir as ir
 
 from ..models.manifest import File
@@ -43,13 +45,32 @@ def save(model: ir.Model, folder: Path) -> dict[str, File]:
         del part.metadata_props[:]
     del proto.metadata_props[:], proto.graph.metadata_props[:]
     data = proto.SerializeToString(deterministic=True)
+    for value in values:
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _on_disk(folder / DATA, value.const_value.offset or 0, value.const_value)
     files[GRAPH] = _write(folder / GRAPH, data)
     return files
 
 
 def load(folder: Path) -> ir.Model:
-    """The model that `save` wrote into `folder`; large tensors stay on disk."""
-    return cast("Any", ir).load(folder / GRAPH)
+    """The model that `save` wrote into `folder`; large tensors stay on disk, and are read anew each time they are asked for."""
+    model: ir.Model = cast("Any", ir).load(folder / GRAPH)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = _on_disk(folder / DATA, tensor.offset or 0, tensor)
+    return model
+
+
+def _on_disk(path: Path, offset: int, like: Any) -> ir.LazyTensor:
+    """A tensor in the file at `path`. It is read, not mapped: mapped pages would count as memory for as long as the model lives."""
+    shape, dtype = dims(like), like.dtype.numpy()
+    count = math.prod(shape)
+
+    def read() -> ir.TensorProtocol:
+        return ir.tensor(np.fromfile(path, dtype, count, offset=offset).reshape(shape), name=like.name)
+
+    return ir.LazyTensor(read, dtype=like.dtype, shape=ir.Shape(shape), name=like.name)
 
 
 def _write_data(values: list[ir.Value], folder: Path) -> File:
