@@ -50,6 +50,7 @@ def assemble(folder: Path) -> None:
         beta_schedule="scaled_linear",
         clip_sample=False,
         set_alpha_to_one=False,
+        steps_offset=1,
         prediction_type="v_prediction",
         timestep_spacing="trailing",
     ).save_pretrained(folder / "scheduler")
