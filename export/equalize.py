@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import graph
-from .quantize import layers
+from .layers import layers
 from .ranges import Array, Feeds, observe
 
 STRENGTH = 0.8

@@ -13,11 +13,12 @@ import msgspec
 from ..models.manifest import Component, Precision
 from . import equalize, half, parity, quantize, ranges, recipe, write
 from .calibrate import Feeds, open_graph
+from .layers import layers
 from .quantize import Form
 from .recipe import Kind
 
-PROMOTED = 8
-"""Layers that get a better kind at once while the bar is not met: an eighth of those that are left, at least so many."""
+PROMOTED = 4
+"""Layers that get a better kind at once while the bar is not met: a twenty-fourth of those that are left, at least so many."""
 _BETTER: Mapping[Kind, Kind] = MappingProxyType({"int8": "weights", "weights": "half"})
 
 
@@ -46,21 +47,21 @@ def to_int8(
     expected = [reference.run(feed) for feed in checked]
     reference.close()
     plain = write.load(float_folder)
-    elements = sum(layer.elements for layer in quantize.layers(plain))
-    kinds: dict[str, Kind] = {layer.name: recipe.kind(name, layer.name, elements) for layer in quantize.layers(plain)}
+    elements = sum(layer.elements for layer in layers(plain))
+    kinds: dict[str, Kind] = {layer.name: recipe.kind(name, layer.name, elements) for layer in layers(plain)}
     scales = equalize.scales(plain, feeds, work, open_graph)
     factors = equalize.factors(plain, scales)
     equalize.apply(plain, scales)
     wanted = quantize.wanted_tensors(plain, kinds.__getitem__)
-    seen = ranges.observe(plain, wanted, feeds, work, open_graph) if wanted else {}
+    calibration = quantize.Calibration(ranges.observe(plain, wanted, feeds, work, open_graph) if wanted else {})
     while True:
-        model, rows = quantize.quantize(equalize.apply(write.load(float_folder), scales), kinds.__getitem__, seen, form)
+        model, rows = quantize.quantize(equalize.apply(write.load(float_folder), scales), kinds.__getitem__, calibration, form)
         write.save(equalize.keep(model, factors), folder)
         found = parity.compare(open_graph(folder / write.GRAPH), checked, expected)
         weakest = _weakest(rows)
         if found.db >= bar or not weakest:
             break
-        for row in weakest[: max(PROMOTED, len(weakest) // 8)]:
+        for row in weakest[: max(PROMOTED, len(weakest) // 24)]:
             kinds[row.layer] = _BETTER[row.kind]
     parity.require(name, "int8", found, bar, (row.layer for row in weakest[:5]))
     precision: Precision = "int8" if any(row.kind in {"int8", "weights"} for row in rows) else "fp16"

@@ -7,13 +7,15 @@ x86 and Arm kernel likes). What a layer gives is float again: Conv through its o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from . import graph
+from .layers import Layer, layers
 from .ranges import Array, Observed, Range, fit, fit_weight
 from .recipe import Kind
 
@@ -25,33 +27,6 @@ MINIMUM = 1024
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A Conv, MatMul, Gemm or Gather with a constant weight."""
-
-    name: str
-    node: ir.Node
-    weight: ir.Value
-    bias: ir.Value | None
-    axis: int
-    """The weight's axis of output channels."""
-    output: ir.Value
-    """The float result, bias included."""
-
-    @property
-    def input(self) -> ir.Value:
-        """The activation."""
-        value = self.node.inputs[0]
-        assert value is not None
-        return value
-
-    @property
-    def elements(self) -> int:
-        """Weights of the layer."""
-        assert self.weight.const_value is not None
-        return int(self.weight.const_value.size)
-
-
-@dataclass(frozen=True)
 class Row:
     """A line of the report."""
 
@@ -60,39 +35,6 @@ class Row:
     bytes: int
     snr: float | None
     """In dB: the layer's own output against float, from what is lost of its input, weight and output."""
-
-
-def layers(model: ir.Model) -> list[Layer]:
-    """What can be quantized, in order."""
-    found: list[Layer] = []
-    for node in model.graph:
-        place = 0 if node.op_type == "Gather" else 1
-        if node.op_type not in {"Conv", "MatMul", "Gemm", "Gather"} or len(node.inputs) < 2:
-            continue
-        weight = node.inputs[place]
-        if (
-            weight is None
-            or weight.const_value is None
-            or weight.const_value.dtype != ir.DataType.FLOAT
-            or len(weight.const_value.shape) < 2
-        ):
-            continue
-        bias, output = node.inputs[2] if len(node.inputs) > 2 else None, node.outputs[0]
-        if node.op_type == "MatMul":
-            bias, output = _bias_after(node)
-        axis = 1 if node.op_type == "MatMul" else 0
-        found.append(Layer((weight.name or "").removesuffix(".weight"), node, weight, bias, axis, output))
-    return found
-
-
-def _bias_after(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
-    """The bias that the only user of a MatMul adds, and the sum; or None and the MatMul's own output."""
-    users = list(node.outputs[0].uses())
-    if len(users) == 1 and users[0].node.op_type == "Add" and users[0].idx == 0 and not node.outputs[0].is_graph_output():
-        other = users[0].node.inputs[1]
-        if other is not None and other.const_value is not None and len(other.const_value.shape) == 1:
-            return other, users[0].node.outputs[0]
-    return None, node.outputs[0]
 
 
 def wanted_tensors(model: ir.Model, kinds: Callable[[str], Kind]) -> dict[str, int | None]:
@@ -118,56 +60,91 @@ def _kind(layer: Layer, kinds: Callable[[str], Kind]) -> Kind:
     return wanted
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """A weight in 8 bit."""
+
+    stored: NDArray[np.int8]
+    scale: Array
+    """One for each output channel."""
+    snr: float
+    """In dB: what rounding leaves of the weight."""
+    lost: Array | None
+    """What rounding takes from the mean output of each channel, where the mean input is known (Nagel et al. 2019, section 4.2)."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is known about activations and weights; kept from one attempt to the next, since finding it takes longest."""
+
+    seen: Mapping[str, Observed]
+    """The activations of `wanted_tensors`, by name."""
+    ranges: dict[str, Range] = field(default_factory=dict[str, Range])
+    weights: dict[str, Rounded] = field(default_factory=dict[str, Rounded])
+
+    def range_of(self, value: ir.Value) -> Range:
+        """Scale and zero point of an activation."""
+        name = value.name or ""
+        if name not in self.ranges:
+            self.ranges[name] = fit(self.seen[name])
+        return self.ranges[name]
+
+    def rounded(self, layer: Layer) -> Rounded:
+        """The layer's weight in 8 bit."""
+        if layer.name not in self.weights:
+            self.weights[layer.name] = _rounded(layer, self.seen.get(layer.input.name or ""))
+        return self.weights[layer.name]
+
+
+def _rounded(layer: Layer, seen: Observed | None) -> Rounded:
+    assert layer.weight.const_value is not None
+    real: Array = layer.weight.const_value.numpy()
+    stored, scale = fit_weight(real, layer.axis)
+    shape = [1] * real.ndim
+    shape[layer.axis] = -1
+    error: Array = np.asarray(real - stored.astype(np.float32) * scale.reshape(shape), np.float32)
+    power, noise = float(np.square(real, dtype=np.float64).sum()), float(np.square(error, dtype=np.float64).sum())
+    lost: Array | None = None
+    if seen is not None and layer.node.op_type != "Gather":
+        lost = seen.channel_means @ error if layer.axis == 1 else error.reshape(*error.shape[:2], -1).sum(axis=2) @ seen.channel_means
+    return Rounded(stored, scale, float(10 * np.log10(max(power, 1e-30) / max(noise, 1e-30))), lost)
+
+
 def quantize(
-    model: ir.Model, kinds: Callable[[str], Kind], seen: Mapping[str, Observed], form: Form = "operators"
+    model: ir.Model, kinds: Callable[[str], Kind], calibration: Calibration, form: Form = "operators"
 ) -> tuple[ir.Model, list[Row]]:
-    """`model` with 8-bit layers as `kinds` says, by layer name; `seen` has the activations of `wanted_tensors`."""
-    ranges = {name: fit(observed) for name, observed in seen.items()}
+    """`model` with 8-bit layers as `kinds` says, by layer name."""
     rows: list[Row] = []
     for layer in layers(model):
         wanted = _kind(layer, kinds)
-        if wanted == "float":
-            rows.append(Row(layer.name, wanted, 4 * layer.elements, None))
+        if wanted in {"float", "half"}:
+            if wanted == "half":
+                _half(model, layer)
+            rows.append(Row(layer.name, wanted, (4 if wanted == "float" else 2) * layer.elements, None))
             continue
-        if wanted == "half":
-            _half(model, layer)
-            rows.append(Row(layer.name, wanted, 2 * layer.elements, None))
-            continue
-        weight = _Weight(model, layer)
-        snr = weight.snr
+        rounded = calibration.rounded(layer)
+        weight, losses = _Weight(model, layer, rounded), [rounded.snr]
         if wanted == "weights":
             _weight_only(model, layer, weight)
         else:
-            noise = [10 ** (-part / 10) for part in _losses(layer, weight, ranges)]
-            snr = -10 * np.log10(sum(noise))
-            (_conv if layer.node.op_type == "Conv" else _matmul)(model, layer, weight, seen, ranges, form)
-        rows.append(Row(layer.name, wanted, layer.elements + 4 * len(weight.scale), round(float(snr), 1)))
+            tensors = (layer.input, layer.output) if layer.node.op_type == "Conv" else (layer.input,)
+            losses += [calibration.range_of(value).snr for value in tensors]
+            (_conv if layer.node.op_type == "Conv" else _matmul)(model, layer, weight, calibration, form)
+        snr = -10 * np.log10(sum(10 ** (-loss / 10) for loss in losses))
+        rows.append(Row(layer.name, wanted, layer.elements + 4 * len(rounded.scale), round(float(snr), 1)))
     model.graph.opset_imports.setdefault(graph.MICROSOFT, 1)
     return graph.tidy(model), rows
 
 
-def _losses(layer: Layer, weight: _Weight, ranges: Mapping[str, Range]) -> list[float]:
-    names = [layer.input.name, layer.output.name] if layer.node.op_type == "Conv" else [layer.input.name]
-    return [weight.snr, *(ranges[name or ""].snr for name in names)]
-
-
 class _Weight:
-    """The weight of a layer in 8 bit: initializers for the numbers and their scales."""
+    """Initializers for a weight in 8 bit."""
 
-    def __init__(self, model: ir.Model, layer: Layer) -> None:
-        assert layer.weight.const_value is not None
-        real: Array = layer.weight.const_value.numpy()
-        stored, self.scale = fit_weight(real, layer.axis)
-        shape = [1] * real.ndim
-        shape[layer.axis] = -1
-        restored = stored.astype(np.float32) * self.scale.reshape(shape)
-        self.error: Array = np.asarray(real - restored, np.float32)
-        power, lost = float(np.square(real, dtype=np.float64).sum()), float(np.square(self.error, dtype=np.float64).sum())
-        self.snr = 10 * np.log10(max(power, 1e-30) / max(lost, 1e-30))
+    def __init__(self, model: ir.Model, layer: Layer, rounded: Rounded) -> None:
         name = layer.weight.name or ""
-        self.stored = graph.initializer(model, f"{name}_quantized", stored)
-        self.scales = graph.initializer(model, f"{name}_scale", self.scale)
-        self.zeros = graph.initializer(model, f"zeros_int8_{len(self.scale)}", np.zeros(len(self.scale), np.int8))
+        self.rounded = rounded
+        self.stored = graph.initializer(model, f"{name}_quantized", rounded.stored)
+        self.scales = graph.initializer(model, f"{name}_scale", rounded.scale)
+        self.zeros = graph.initializer(model, f"zeros_int8_{len(rounded.scale)}", np.zeros(len(rounded.scale), np.int8))
 
 
 def _half(model: ir.Model, layer: Layer) -> None:
@@ -206,7 +183,7 @@ def _weight_only(model: ir.Model, layer: Layer, weight: _Weight) -> None:
         return
     # Rows are looked up in 8 bit: the whole table never becomes float.
     indices = layer.node.inputs[1]
-    column = graph.initializer(model, f"{layer.weight.name}_scale_column", weight.scale[:, None])
+    column = graph.initializer(model, f"{layer.weight.name}_scale_column", weight.rounded.scale[:, None])
     rows = ir.node("Gather", [weight.stored, indices], {"axis": 0})
     real = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT.value})
     scales = ir.node("Gather", [column, indices], {"axis": 0})
@@ -220,10 +197,10 @@ def _scalars(model: ir.Model, name: str, found: Range) -> tuple[ir.Value, ir.Val
     return scale, graph.initializer(model, f"{name}_zero", np.array(found.zero, np.uint8))
 
 
-def _stored_input(model: ir.Model, layer: Layer, ranges: Mapping[str, Range]) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _stored_input(model: ir.Model, layer: Layer, calibration: Calibration) -> tuple[ir.Value, ir.Value, ir.Value]:
     """The activation in 8 bit, its scale and zero point; made once for all layers that read the same tensor."""
     value, name = layer.input, layer.input.name or ""
-    scale, zero = _scalars(model, name, ranges[name])
+    scale, zero = _scalars(model, name, calibration.range_of(value))
     for use in value.uses():
         if use.node.op_type == "QuantizeLinear" and use.node.inputs[1] is scale:
             return use.node.outputs[0], scale, zero
@@ -237,22 +214,17 @@ def _stored_input(model: ir.Model, layer: Layer, ranges: Mapping[str, Range]) ->
     return node.outputs[0], scale, zero
 
 
-def _corrected_bias(layer: Layer, weight: _Weight, seen: Mapping[str, Observed]) -> Array:
-    """The bias plus what rounding the weights takes from the mean output (Nagel et al. 2019, section 4.2)."""
-    means = seen[layer.input.name or ""].channel_means
-    bias: Any = (
-        np.zeros(len(weight.scale), np.float32) if layer.bias is None or layer.bias.const_value is None else layer.bias.const_value.numpy()
-    )
-    lost = means @ weight.error if layer.axis == 1 else weight.error.sum(axis=(2, 3)) @ means
-    return (bias.reshape(-1) + lost).astype(np.float32)
+def _corrected_bias(layer: Layer, rounded: Rounded) -> Array:
+    """The bias, and what rounding the weights takes from the mean output."""
+    bias: Any = np.zeros(len(rounded.scale)) if layer.bias is None or layer.bias.const_value is None else layer.bias.const_value.numpy()
+    return (bias.reshape(-1) + (0 if rounded.lost is None else rounded.lost)).astype(np.float32)
 
 
-def _conv(model: ir.Model, layer: Layer, weight: _Weight, seen: Mapping[str, Observed], ranges: Mapping[str, Range], form: Form) -> None:
-    stored, scale, zero = _stored_input(model, layer, ranges)
-    name = layer.output.name or ""
-    out_scale, out_zero = _scalars(model, name, ranges[name])
-    bias = _corrected_bias(layer, weight, seen)
-    step = np.float32(ranges[layer.input.name or ""].scale) * weight.scale
+def _conv(model: ir.Model, layer: Layer, weight: _Weight, calibration: Calibration, form: Form) -> None:
+    stored, scale, zero = _stored_input(model, layer, calibration)
+    out_scale, out_zero = _scalars(model, layer.output.name or "", calibration.range_of(layer.output))
+    bias = _corrected_bias(layer, weight.rounded)
+    step = np.float32(calibration.range_of(layer.input).scale) * weight.rounded.scale
     whole = graph.initializer(
         model, f"{layer.name}.bias_quantized", np.clip(np.rint(bias / step), -(2**31) + 1, 2**31 - 1).astype(np.int32)
     )
@@ -273,9 +245,9 @@ def _conv(model: ir.Model, layer: Layer, weight: _Weight, seen: Mapping[str, Obs
     graph.replace(layer.node, [x, w, b, conv, down, real], real.outputs[0])
 
 
-def _matmul(model: ir.Model, layer: Layer, weight: _Weight, seen: Mapping[str, Observed], ranges: Mapping[str, Range], form: Form) -> None:
-    stored, scale, zero = _stored_input(model, layer, ranges)
-    bias = graph.initializer(model, f"{layer.name}.bias_corrected", _corrected_bias(layer, weight, seen))
+def _matmul(model: ir.Model, layer: Layer, weight: _Weight, calibration: Calibration, form: Form) -> None:
+    stored, scale, zero = _stored_input(model, layer, calibration)
+    bias = graph.initializer(model, f"{layer.name}.bias_corrected", _corrected_bias(layer, weight.rounded))
     last = layer.output.producer()
     assert last is not None
     if form == "operators":

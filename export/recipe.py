@@ -16,6 +16,7 @@ SMALL = 10_000_000
 _UNET: tuple[tuple[str, Kind], ...] = (
     (r"^conv_in$|^conv_out$", "float"),  # a few thousand weights; the input's and the output's every bit shows
     (r"^time_embedding\.|^add_embedding\.|\.time_emb_proj$", "weights"),  # one vector a call, all pixels depend on it
+    (r"\.conv_shortcut$", "half"),  # its input and output are the residual stream itself, in every range; a twentieth of the work
     (r"\.attn2\.to_[kv]$", "weights"),  # the first token is 80 times larger than the others and would take the range
 )
 _RECIPES: Mapping[str, tuple[tuple[str, Kind], ...]] = MappingProxyType(

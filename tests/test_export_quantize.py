@@ -79,7 +79,7 @@ def lowered(tmp_path, kinds=everything, form="operators"):
     """(quantized model, rows, its output and float's on an input that calibration has not seen)."""
     plain = model()
     seen = ranges.observe(plain, quantize.wanted_tensors(plain, kinds), FEEDS, tmp_path / "seen", open_graph)
-    made, rows = quantize.quantize(model(), kinds, seen, form)
+    made, rows = quantize.quantize(model(), kinds, quantize.Calibration(seen), form)
     write.save(model(), tmp_path / "float")
     write.save(made, tmp_path / "made")
     feed = {"x": normal(2, 16, 8, 12)}
@@ -129,7 +129,7 @@ def test_a_tensor_that_two_layers_read_is_stored_once(tmp_path):
     plain.graph.outputs.append(twice.outputs[0])
     kinds = {"last": "int8"}
     seen = ranges.observe(plain, {"m2": -1}, FEEDS, tmp_path / "seen", open_graph)
-    made, _ = quantize.quantize(plain, lambda layer: kinds.get(layer, "float"), seen)
+    made, _ = quantize.quantize(plain, lambda layer: kinds.get(layer, "float"), quantize.Calibration(seen))
     assert Counter(node.op_type for node in made.graph)["QuantizeLinear"] == 1
 
 
@@ -205,6 +205,7 @@ def test_the_recipe_keeps_from_eight_bit_what_is_known_to_suffer():
     assert recipe.kind("unet", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", big) == "weights"
     assert recipe.kind("unet", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k", big) == "int8"
     assert recipe.kind("unet", "down_blocks.0.resnets.0.time_emb_proj", big) == "weights"
+    assert recipe.kind("unet", "up_blocks.0.resnets.0.conv_shortcut", big) == "half"
     assert recipe.kind("text_encoder", "text_model.encoder.layers.0.mlp.fc1", big) == "weights"
     assert recipe.kind("text_encoder", "text_model.encoder.layers.0.mlp.fc1", 10**6) == "half"
     assert recipe.kind("vae_decoder", "decoder.conv_in", big) == "half"
