@@ -230,7 +230,7 @@ class Pipeline:
         rng = randomness.rng(request.rng, seed)
         noise = rng.normal((1, latent.channels, job.height // latent.downscale, job.width // latent.downscale))
         sigma = float(job.sigmas[0])
-        if start is None:
+        if start is None or (self.family.task == "inpaint" and request.strength == 1):  # its U-Net sees the picture anyway
             x = noise * np.float32(samplers.start_scale(job.sampler, self.manifest.noise, sigma))
         else:
             x = start + np.float32(sigma) * noise
