@@ -20,7 +20,7 @@ import msgspec
 from ..models import manifest
 from ..models.errors import RequestError, ResourceError
 from ..models.manifest import Precision, Target
-from . import assemble, calibrate, components, graph, merge, parity, write
+from . import assemble, calibrate, components, graph, merge, parity, reference, write
 from .calibrate import open_graph
 from .ldm import open_source
 from .lower import Lowered, to_fp16, to_int8
@@ -154,7 +154,7 @@ def export_float(source: Source, name: str, folder: Path, target: Target, loras:
     model = graph.apply(trace(component), TARGETS[target])
     write.save(model, folder)
     feeds = parity.cases(component)
-    with components.loaded(component):
+    with reference.loaded(component):
         expected = parity.references(component, feeds)
     found = parity.compare(open_graph(folder / write.GRAPH), feeds, expected)
     parity.require(name, "fp32", found, parity.BARS["fp32"])

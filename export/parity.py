@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..models.errors import NumericalError
 from ..models.manifest import Precision
-from .components import Component, Feeds, examples, run
+from .components import Component
+from .reference import Feeds, examples, run
 
 BARS: Mapping[Precision, float] = MappingProxyType({"fp32": 100.0, "fp16": 45.0, "int8": 24.0, "int4": 18.0})
 """The signal-to-noise ratio in dB that a component of each precision has to reach."""

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from onnxscript import optimizer
 
 from ..models.errors import NumericalError
-from .components import Component, examples, tensors
+from .components import Component
+from .reference import examples, tensors
 from .source import Weights
 
 OPSET = 23

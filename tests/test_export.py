@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusette.export import calibrate, components, parity, source, write
+from diffusette.export import calibrate, components, parity, reference, source, write
 from diffusette.export.export import Options, export_folder, precision_of
 from diffusette.models import manifest
 from diffusette.models.bundle import open_bundle, verify
@@ -126,9 +126,9 @@ def test_the_runtime_draws_from_it_the_same_picture_twice(exported):
 
 def test_the_exported_vae_agrees_with_diffusers_on_sizes_that_are_no_power_of_two(exported, folder):
     component = components.build(source.open_folder(folder), "vae_decoder")
-    feeds = components.examples(component, (7, 11), 2, 0, 0.0, seed=3)
-    with components.loaded(component):
-        expected = components.run(component, feeds)["sample"]
+    feeds = reference.examples(component, (7, 11), 2, 0, 0.0, seed=3)
+    with reference.loaded(component):
+        expected = reference.run(component, feeds)["sample"]
     got = calibrate.open_graph(exported[0].folder / "vae_decoder/model.onnx").run(feeds)["sample"]
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -138,9 +138,9 @@ def test_weights_read_layer_by_layer_give_what_weights_read_at_once_give(folder)
     results = []
     for by_layer in (False, True):
         component = components.build(opened, "unet")
-        feeds = components.examples(component, (8, 8), 1, 5, 300.0, seed=3)
-        with components.loaded(component, by_layer=by_layer):
-            results.append(components.run(component, feeds)["out_sample"])
+        feeds = reference.examples(component, (8, 8), 1, 5, 300.0, seed=3)
+        with reference.loaded(component, by_layer=by_layer):
+            results.append(reference.run(component, feeds)["out_sample"])
     np.testing.assert_array_equal(*results)
 
 

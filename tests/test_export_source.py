@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from diffusette.export import components, source, vocabulary
+from diffusette.export import components, reference, source, vocabulary
 from diffusette.models import families
 from diffusette.models.errors import BundleError
 from tests import tiny_models
@@ -73,10 +73,10 @@ def test_every_component_of_a_family_can_be_built_and_agrees_on_its_names(folder
 def test_the_text_encoder_gives_what_transformers_gives_at_every_layer(folders):
     opened = source.open_folder(folders["sd1"])
     component = components.build(opened, "text_encoder")
-    feeds = components.examples(component, (0, 0), 2, 12, 0.0, seed=1)
+    feeds = reference.examples(component, (0, 0), 2, 12, 0.0, seed=1)
     feeds["input_ids"][:, 7:] = component.config["eos_token_id"]
-    with components.loaded(component):
-        found = components.run(component, feeds)
+    with reference.loaded(component):
+        found = reference.run(component, feeds)
     torch.manual_seed(0)
     from transformers import CLIPTextModel  # the judge of this test alone
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from diffusette.export import calibrate, components, graph, merge, parity, source, trace, write
+from diffusette.export import calibrate, components, graph, merge, parity, reference, source, trace, write
 from diffusette.export.half import to_half
 from diffusette.export.lower import to_fp16, to_int8
 from diffusette.export.targets import FORMS, TARGETS
@@ -30,7 +30,7 @@ def parts(opened):
     for name in ("text_encoder", "vae_decoder"):
         component = components.build(opened, name)
         feeds = parity.cases(component)
-        with components.loaded(component):
+        with reference.loaded(component):
             made[name] = (component, trace.trace(component), feeds, parity.references(component, feeds))
     return made
 

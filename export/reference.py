@@ -1,0 +1,93 @@
+"""What torch gives: the reference that exported graphs are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .components import LARGE, Component
+
+Feeds = dict[str, NDArray[Any]]
+
+
+@contextmanager
+def loaded(component: Component, *, by_layer: bool = False) -> Generator[None]:
+    """The module with its weights in float32, the reference that exported graphs are compared with.
+
+    Where it is large, or with `by_layer`, each layer's weights are read when the layer is called, and dropped after it.
+    """
+    if component.bytes < LARGE and not by_layer:
+        load(component)
+        yield
+        return
+    named: Iterable[tuple[str, Any]] = cast("Any", component.module).named_modules()
+    handles = [handle for name, layer in named for handle in _streamed(component, name, layer)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _streamed(component: Component, name: str, layer: Any) -> list[Any]:
+    names = [key for key, _ in layer.named_parameters(recurse=False)]
+    if not names:
+        return []
+    placeholders = {key: getattr(layer, key) for key in names}
+
+    def read(*_: Any) -> None:
+        for key in names:
+            full = f"{name}.{key}".removeprefix(component.prefix)
+            setattr(layer, key, nn.Parameter(tensors([component.weights.read(full)])[0], requires_grad=False))
+
+    def drop(*_: Any) -> None:
+        for key in names:
+            setattr(layer, key, placeholders[key])
+
+    return [layer.register_forward_pre_hook(read), layer.register_forward_hook(drop)]
+
+
+def load(component: Component) -> None:
+    """Fills the module with all of its weights at once."""
+    state = {component.prefix + key: tensors([component.weights.read(key)])[0] for key in component.weights.shapes}
+    component.module.load_state_dict(state, assign=True)
+    component.module.requires_grad_(requires_grad=False)
+
+
+def run(component: Component, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """What torch gives for `feeds`, by output name; inside of `loaded`, or after `load`."""
+    with torch.inference_mode():
+        values: Any = component.module(*tensors(feeds[port.name] for port in component.inputs))
+    every = cast("tuple[Any, ...]", values if isinstance(values, tuple) else (values,))
+    return {port.name: value.numpy() for port, value in zip(component.outputs, every, strict=True)}
+
+
+def tensors(arrays: Iterable[NDArray[Any]]) -> tuple[Tensor, ...]:
+    """`arrays` as torch tensors that share their memory."""
+    return tuple(cast("Any", torch).from_numpy(array) for array in arrays)
+
+
+def examples(component: Component, size: tuple[int, int], batch: int, tokens: int, timestep: float, seed: int) -> Feeds:
+    """Random inputs of `component`: `size` is (height, width) of its picture or latent; noise of standard deviation 1."""
+    rng = np.random.default_rng(seed)
+    free = {"batch_size": batch, "height": size[0], "width": size[1], "sequence_length": tokens}
+    feeds: Feeds = {}
+    for port in component.inputs:
+        shape = tuple(free[dim] if isinstance(dim, str) else dim for dim in port.shape)
+        if port.dtype == "int64":
+            feeds[port.name] = rng.integers(0, component.vocabulary, shape)
+        elif port.name == "timestep":
+            feeds[port.name] = np.full(shape, timestep, np.float32)
+        elif port.name == "time_ids":
+            feeds[port.name] = rng.choice(np.array([0, 512, 768, 1024], np.float32), shape)
+        elif component.name == "vae_encoder":
+            feeds[port.name] = rng.uniform(-1, 1, shape).astype(np.float32)
+        else:
+            feeds[port.name] = rng.standard_normal(shape, np.float32)
+    return feeds
