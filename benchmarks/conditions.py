@@ -8,19 +8,16 @@ is counted by the system itself; the load average is recorded, but judged is wha
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from ..runtime import doctor, machine, providers
+from ..runtime import doctor, providers
 
 SPREAD = 0.15
 """How far the timings of the matrix product may lie apart, as a share of the fastest."""
@@ -29,17 +26,9 @@ OTHERS = 0.10
 _SIDE, _PRODUCTS, _TIMINGS = 512, 16, 5
 
 
-class Machine(msgspec.Struct, frozen=True):
-    """The computer and its software. Memory is in bytes."""
+class Machine(doctor.Machine, frozen=True, kw_only=True):
+    """The computer as `doctor` describes it, and its software."""
 
-    system: str
-    python: str
-    processor: str
-    cores: int
-    """Those that this process may use."""
-    flags: tuple[str, ...]
-    free_memory: int | None
-    total_memory: int | None
     governor: str
     """How Linux chooses the clock; empty where it does not say."""
     packages: dict[str, str]
@@ -63,18 +52,8 @@ class Noise(msgspec.Struct, frozen=True):
 
 def describe() -> Machine:
     """The machine as it is now."""
-    memory = machine.memory()
-    return Machine(
-        system=platform.platform(),
-        python=platform.python_version(),
-        processor=machine.processor(),
-        cores=machine.cores(),
-        flags=machine.flags(),
-        free_memory=memory and memory[0],
-        total_memory=memory and memory[1],
-        governor=_governor(),
-        packages={**_packages(), **providers.distributions()},
-    )
+    packages = {**doctor.installed_packages(), **providers.distributions()}
+    return Machine(**msgspec.structs.asdict(doctor.this_machine()), governor=_governor(), packages=packages)
 
 
 def judge(probes: Sequence[float], others: float | None, load_before: float | None = None, load_after: float | None = None) -> Noise:
@@ -158,16 +137,6 @@ def psutil_or_none() -> Any:
     except ImportError:
         return None
     return psutil
-
-
-def _packages() -> dict[str, str]:
-    """Name → version of what the runtime needs; empty where it is not installed."""
-    found: dict[str, str] = {}
-    for name in doctor.PACKAGES:
-        found[name] = ""
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _load() -> float | None:

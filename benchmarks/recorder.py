@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from ..runtime.components import Components
+from ..runtime.components import Components, Variant
 from ..runtime.pipeline import Pipeline
 
 
@@ -39,10 +39,10 @@ class Recorder(Components):
         """Set it to a list, and what goes in and comes out is kept there."""
         self._inner = inner
 
-    def run(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None = None) -> dict[str, NDArray[Any]]:
         """Run component `name` once; `Components.run`."""
         started = time.perf_counter()
-        outputs = self._inner.run(name, feeds)
+        outputs = self._inner.run(name, feeds, variant)
         self.calls.append(Call(name, started, time.perf_counter()))
         if self.exchanges is not None:
             self.exchanges.append(Exchange(name, dict(feeds), outputs))

@@ -81,14 +81,15 @@ def generate(
     with console.progress() as advance:
         advance("opening the model", 0.0)
 
-        def seen(step: pipeline.Step) -> None:
-            advance(f"picture {step.picture + 1} of {request.count}", (step.picture + step.number / step.total) / request.count)
+        def seen(event: pipeline.Step | pipeline.Picture) -> None:
+            if isinstance(event, pipeline.Picture):
+                metadata.write(event.image, path_of(event.seed), None if no_metadata else event.record, ai=not no_ai_mark)
+            else:
+                advance(f"picture {event.picture + 1} of {request.count}", (event.picture + event.number / event.total) / request.count)
 
         with pipeline.load(model, provider, memory, threads=threads) as drawer:
             result = drawer.watch(request, seen)
-    written = [path_of(picture.seed) for picture in result.pictures]
-    for path, picture in zip(written, result.pictures, strict=True):
-        metadata.write(picture.image, path, None if no_metadata else picture.record, ai=not no_ai_mark)
+    written = [path_of(seed) for seed in result.seeds]
     for note in result.notes:
         console.say(f"note: {note}")
     if as_json:
@@ -112,7 +113,10 @@ def generate(
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", type=FOLDER)
 @click.option("--target", default="cpu", show_default=True, type=click.Choice(["cpu", "openvino", "cuda", "directml", "portable"]))
-@click.option("--precision", help="fp32 or int8; or COMPONENT=PRECISION,…  [default: int8 for cpu, else fp32]")
+@click.option(
+    "--precision",
+    help="fp32, fp16 or int8; or COMPONENT=PRECISION,…  [default: int8; cuda, directml: fp16; portable: fp32]",
+)
 @click.option("--prompts", type=FILE, help="Text file, a prompt a line: what int8 is calibrated on.")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="Merge a LoRA (safetensors); may be given several times.")
 @click.option("--force", is_flag=True, help="Replace DESTINATION if it exists.")

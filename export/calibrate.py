@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..models.bundle import open_bundle
 from ..runtime import lora, lora_names, machine, pictures
-from ..runtime.components import Components
+from ..runtime.components import Components, Variant
 from ..runtime.pipeline import Pipeline
 from ..runtime.providers import resolve
 from ..runtime.request import Request
@@ -45,10 +45,10 @@ class Recording(Components):
         super().__init__(*arguments)
         self.recorded: dict[str, list[Feeds]] = {}
 
-    def run(self, name: str, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    def run(self, name: str, feeds: Feeds, variant: Variant | None = None) -> dict[str, NDArray[Any]]:
         """Runs component `name`, and keeps `feeds`."""
         self.recorded.setdefault(name, []).append({key: np.array(value) for key, value in feeds.items()})
-        return super().run(name, feeds)
+        return super().run(name, feeds, variant)
 
 
 def open_graph(graph: Path) -> Session:

@@ -3,7 +3,7 @@
 | plan | what is in memory | cost |
 |---|---|---|
 | resident | every component that was used | memory |
-| sequential | one component at a time | each is opened again for each picture |
+| sequential | one component at a time | each is opened again for each request |
 | streamed | one component at a time, weights mapped from disk, pictures decoded in tiles | U-Net calls take about twice the time |
 
 `auto` takes the first that fits into what the machine has free.
@@ -33,7 +33,7 @@ PLANS: tuple[Plan, ...] = get_args(Plan)
 SHAPES = 2
 """Sessions of one component that are kept where a provider wants one for each picture size."""
 ACTIVATIONS = 2.0
-"""Memory of a run, as a multiple of the graph's bytes, weights that were prepacked included (measured on int8 and fp32 U-Nets)."""
+"""Memory allowed for a component, as a multiple of its files' bytes: prepacked weights and activations. An allowance, not a measurement."""
 
 
 class Variant(NamedTuple):
@@ -74,12 +74,8 @@ class Components:
             raise BundleError(f"{self.bundle.folder}: no component {name!r}, which this needs: it has {has}; export the model again")
         return Handle(name, component, self, variant)
 
-    def run(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run component `name` once; `Handle.run`."""
-        return self.run_variant(name, feeds, None)
-
-    def run_variant(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None) -> dict[str, NDArray[Any]]:
-        """Run component `name` once, with the weights of `variant`."""
+    def run(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None = None) -> dict[str, NDArray[Any]]:
+        """Run component `name` once, with the weights of `variant` if one is given; `Handle.run`."""
         with self._turn:
             started = time.perf_counter()
             outputs = self._session(name, feeds, variant).run(feeds)
@@ -150,9 +146,7 @@ class Handle:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by its name; see `session.Session.run`."""
-        if self.variant is None:
-            return self.components.run(self.name, feeds)
-        return self.components.run_variant(self.name, feeds, self.variant)
+        return self.components.run(self.name, feeds, self.variant)
 
 
 def _dimensions(component: Component, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:

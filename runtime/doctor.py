@@ -28,6 +28,7 @@ class Machine(msgspec.Struct, frozen=True):
     python: str
     processor: str
     cores: int
+    """Those that this process may use."""
     flags: tuple[str, ...]
     free_memory: int | None
     total_memory: int | None
@@ -70,7 +71,7 @@ def report(cache: Path | None = None) -> Doctor:
     """Look at everything; nothing is changed but for the cache folder (`cache`, or the usual one), which is made."""
     found = providers.distributions()
     states = _providers()
-    packages = _packages()
+    packages = installed_packages()
     memory = machine.memory()
     folder = cache or graph_cache.default_folder()
     unwritable = graph_cache.why_unwritable(folder)
@@ -87,15 +88,7 @@ def report(cache: Path | None = None) -> Doctor:
     if platform.machine().lower() in {"x86_64", "amd64"} and "avx2" not in machine.flags() and sys.platform == "linux":
         problems.append("this processor has no AVX2: pictures take several times as long as on one that has it")
     return Doctor(
-        machine=Machine(
-            system=platform.platform(),
-            python=platform.python_version(),
-            processor=machine.processor(),
-            cores=machine.cores(),
-            flags=machine.flags(),
-            free_memory=memory and memory[0],
-            total_memory=memory and memory[1],
-        ),
+        machine=this_machine(),
         packages=packages,
         onnxruntime=found,
         providers=states,
@@ -105,7 +98,22 @@ def report(cache: Path | None = None) -> Doctor:
     )
 
 
-def _packages() -> dict[str, str]:
+def this_machine() -> Machine:
+    """The computer as it is now."""
+    memory = machine.memory()
+    return Machine(
+        system=platform.platform(),
+        python=platform.python_version(),
+        processor=machine.processor(),
+        cores=machine.cores(),
+        flags=machine.flags(),
+        free_memory=memory and memory[0],
+        total_memory=memory and memory[1],
+    )
+
+
+def installed_packages() -> dict[str, str]:
+    """Name → version of `PACKAGES`; empty where one is not installed."""
     found: dict[str, str] = {}
     for name in PACKAGES:
         try:

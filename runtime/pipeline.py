@@ -41,7 +41,7 @@ class Step:
     """Steps done, from 1."""
     total: int
     latents: Array
-    """(1, channels, height, width); `Pipeline.preview` makes a small picture of it."""
+    """(1, channels, height, width); `Pipeline.preview` makes a picture of it."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +120,16 @@ class Pipeline:
             NumericalError: NaN or Inf came out.
         """
         request = Request(prompt, **fields) if isinstance(prompt, str) else prompt
-        return self.watch(request, lambda _step: None)
+        return self.watch(request, lambda _event: None)
 
-    def watch(self, request: Request, seen: Callable[[Step], None]) -> Result:
-        """`generate`, with `seen` called after each step."""
+    def watch(self, request: Request, seen: Callable[[Step | Picture], None]) -> Result:
+        """`generate`, with `seen` called after each step and with each picture as soon as it is done."""
         started, before = time.perf_counter(), dict(self.components.seconds)
         notes: list[str] = []
         drawn: list[Picture] = []
         for event in self.steps(request, notes):
-            if isinstance(event, Step):
-                seen(event)
-            else:
+            seen(event)
+            if isinstance(event, Picture):
                 drawn.append(event)
         timings = {name: seconds - before.get(name, 0.0) for name, seconds in self.components.seconds.items()}
         return Result(

@@ -15,6 +15,7 @@ from PIL import Image
 from ..models.errors import RequestError
 from ..models.manifest import Manifest
 from . import samplers, schedules
+from .randomness import SEED_LIMIT
 from .samplers import Sampler
 
 MAX_SIDE = 4096
@@ -127,7 +128,7 @@ def settle(request: Request, manifest: Manifest) -> Job:
     sigmas = schedules.sigmas(schedule.name, manifest.noise, steps, sampler.grid)
     if request.init is not None:
         sigmas = sigmas[len(sigmas) - 1 - max(1, min(steps, math.ceil(steps * strength))) :]
-    first = secrets.randbelow(2**32) if request.seed is None else _number("seed", request.seed, 0, 2**63 - 1)
+    first = secrets.randbelow(2**32) if request.seed is None else _number("seed", request.seed, 0, SEED_LIMIT - count)
     return Job(
         request=replace(request, seed=first),
         width=width,

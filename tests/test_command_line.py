@@ -98,7 +98,8 @@ LISTEN = (  # jobs in the background start deaf to Ctrl-C, and so would theirs
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LISTEN, "generate", "fox", "--steps", "1000", "-o", str(tmp_path / "fox.png")]
+    drawing = ["generate", "fox", "--count", "1000", "--seed", "1", "--steps", "2", "-o", str(tmp_path / "fox.png")]
+    command = [sys.executable, "-c", LISTEN, *drawing]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     time.sleep(3)
     process.send_signal(signal.SIGINT)
@@ -151,3 +152,33 @@ def test_a_run_without_a_home_folder_works_and_opens_no_socket(tmp_path: Path) -
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_that_are_done_stay_when_the_rest_is_interrupted(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        LISTEN,
+        "generate",
+        "fox",
+        "--count",
+        "1000",
+        "--seed",
+        "1",
+        "--steps",
+        "2",
+        "-o",
+        str(tmp_path / "fox.png"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 60
+    while not (tmp_path / "fox-2.png").exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    left = sorted(tmp_path.iterdir())
+    assert len(left) >= 2
+    for path in left:
+        assert Image.open(path).size == (128, 128)
+        Image.open(path).load()

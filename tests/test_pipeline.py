@@ -118,6 +118,7 @@ def test_inpainting_leaves_what_the_mask_does_not_cover(drawer: Pipeline) -> Non
         ({"steps": 1_000_000}, "steps: 1000000"),
         ({"guidance": float("nan")}, "guidance: nan"),
         ({"seed": -1}, "seed: -1"),
+        ({"seed": 2**63 - 1, "count": 2}, "seed: 9223372036854775807"),
         ({"count": 0}, "count: 0"),
         ({"strength": 1.5}, "strength: 1.5"),
         ({"sampler": "eular"}, "eular"),

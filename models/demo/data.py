@@ -62,7 +62,7 @@ def read_subjects() -> Subjects:
 
 
 def held_out(icon: str, style: str, background: str) -> bool:
-    """Whether this combination is kept from training (one in ten), to see whether the model combines freely."""
+    """Whether this combination is kept from the U-Net's training (one in ten), to see whether the model combines freely."""
     return hashlib.sha256(f"{icon}/{style}/{background}".encode()).digest()[0] < 26
 
 

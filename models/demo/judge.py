@@ -97,9 +97,9 @@ def train() -> None:
 
 
 def prompts() -> list[tuple[str, int, int | None, int | None]]:
-    """(prompt, subject, style, background), fixed before any training.
+    """(prompt, subject, style, background), fixed before the U-Net was trained.
 
-    100 plain names, then 100 full prompts, half of them combinations that were held out from training.
+    100 plain names, then 100 full prompts, half of them combinations that were held out from the U-Net's training.
     """
     subjects = data.read_subjects()
     styles, backgrounds = list(data.STYLES), list(data.BACKGROUNDS)
