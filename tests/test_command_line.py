@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,16 +98,34 @@ LISTEN = (  # jobs in the background start deaf to Ctrl-C, and so would theirs
 )
 
 
+def interrupted(drawing: Path, *arguments: str, when: Callable[[], bool]) -> tuple[int, str]:
+    """What `generate … -o drawing` ends with, and says, after Ctrl-C at the moment that `when` names."""
+    command = [sys.executable, "-c", LISTEN, "generate", "fox", "--seed", "1", "-o", str(drawing), *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        limit = time.monotonic() + 60
+        while not when() and time.monotonic() < limit:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    return process.returncode, said.strip()
+
+
 def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
-    drawing = ["generate", "fox", "--count", "1000", "--seed", "1", "--steps", "2", "-o", str(tmp_path / "fox.png")]
-    command = [sys.executable, "-c", LISTEN, *drawing]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert said.strip() == "diffusette: interrupted"
+    started = time.monotonic()
+    ended = interrupted(tmp_path / "fox.png", "--steps", "1000", when=lambda: time.monotonic() > started + 3)
+    assert ended == (130, "diffusette: interrupted")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_that_are_done_stay_when_the_rest_is_interrupted(tmp_path: Path) -> None:
+    code, _ = interrupted(tmp_path / "fox.png", "--count", "1000", "--steps", "2", when=(tmp_path / "fox-2.png").exists)
+    assert code == 130
+    left = sorted(tmp_path.iterdir())
+    assert len(left) >= 2
+    for path in left:
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.size == (128, 128)
 
 
 def test_verify_accepts_the_shipped_bundle_and_inspect_names_its_licence() -> None:
@@ -152,33 +171,3 @@ def test_a_run_without_a_home_folder_works_and_opens_no_socket(tmp_path: Path) -
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_pictures_that_are_done_stay_when_the_rest_is_interrupted(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        LISTEN,
-        "generate",
-        "fox",
-        "--count",
-        "1000",
-        "--seed",
-        "1",
-        "--steps",
-        "2",
-        "-o",
-        str(tmp_path / "fox.png"),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + 60
-    while not (tmp_path / "fox-2.png").exists() and time.monotonic() < limit:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert process.returncode == 130
-    left = sorted(tmp_path.iterdir())
-    assert len(left) >= 2
-    for path in left:
-        assert Image.open(path).size == (128, 128)
-        Image.open(path).load()

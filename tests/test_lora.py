@@ -269,7 +269,8 @@ def test_layers_in_eight_bits_stay_near_the_float_merge(tmp_path: Path, form: qu
     feeds = [{"x": normal(1, 16, 8, 8)} for _ in range(8)]
     model = ir.load(plain)
     seen = ranges.observe(model, quantize.wanted_tensors(model, kinds.__getitem__), feeds, tmp_path / "observed", open_graph)
-    write.save(quantize.quantize(ir.load(plain), kinds.__getitem__, seen, form)[0], tmp_path / "small")
+    calibration = quantize.Calibration(seen)
+    write.save(quantize.quantize(ir.load(plain), kinds.__getitem__, calibration, form)[0], tmp_path / "small")
     small = tmp_path / "small" / write.GRAPH
     assert merge.modules(onnx_file.read(small).initializers) == set(shapes)
     delta = {name: normal(shape[0], 4, scale=0.05) @ normal(4, int(np.prod(shape[1:])), scale=0.5) for name, shape in shapes.items()}

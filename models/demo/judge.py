@@ -73,16 +73,22 @@ def pictures_of(drawings: np.ndarray, picks: np.ndarray) -> Tensor:
     return shrink(torch.from_numpy(stack).permute(0, 3, 1, 2))
 
 
-def train() -> None:
+def train(steps: int = STEPS) -> None:
     torch.manual_seed(0)
     drawings = data.fetch_drawings()
     judge = Judge(len(drawings))
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, STEPS)
-    noise = torch.Generator().manual_seed(5)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+    parts = {"judge": judge, "optimizer": optimizer, "schedule": schedule}
+    first = 0
+    if CHECKPOINT.exists():
+        saved = torch.load(CHECKPOINT, weights_only=True)
+        first = saved.pop("step")
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
     started = time.monotonic()
-    for step in range(STEPS):
-        rng = np.random.default_rng((6, step))
+    for step in range(first, steps):
+        rng, noise = np.random.default_rng((6, step)), torch.Generator().manual_seed(step)
         picks = rng.integers(0, (*drawings.shape[:2], len(data.BACKGROUNDS)), (BATCH, 3))
         logits = judge(spoil(pictures_of(drawings, picks), noise))
         loss = sum(functional.cross_entropy(one, torch.from_numpy(picks[:, index])) for index, one in enumerate(logits))
@@ -93,7 +99,9 @@ def train() -> None:
         if (step + 1) % 250 == 0:
             right = [float((one.argmax(1) == torch.from_numpy(picks[:, index])).float().mean()) for index, one in enumerate(logits)]
             print(f"{time.monotonic() - started:6.0f} s  step {step + 1}  loss {float(loss.detach()):.3f}  right {right}", flush=True)
-    torch.save(judge.state_dict(), CHECKPOINT)
+            fresh = CHECKPOINT.with_suffix(".new")
+            torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step + 1}, fresh)
+            fresh.replace(CHECKPOINT)
 
 
 def prompts() -> list[tuple[str, int, int | None, int | None]]:
@@ -122,7 +130,7 @@ def prompts() -> list[tuple[str, int, int | None, int | None]]:
 def judge_pictures(pictures: Tensor) -> list[np.ndarray]:
     """Subject, style and background seen in each picture (batch, 3, 128, 128)."""
     judge = Judge(len(data.read_subjects().icons))
-    judge.load_state_dict(torch.load(CHECKPOINT, weights_only=True))
+    judge.load_state_dict(torch.load(CHECKPOINT, weights_only=True)["judge"])
     return [one.argmax(1).numpy() for one in judge.eval()(shrink(pictures))]
 
 
