@@ -147,7 +147,7 @@ def of_file(path: Path) -> Weights:
 
 
 def _read(file: safetensors.Weights, name: str) -> Array:
-    return np.array(file[name], dtype=np.float32)
+    return file.read(name).astype(np.float32, copy=False)
 
 
 def _weight_files(folder: Path) -> list[Path]:

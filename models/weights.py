@@ -69,8 +69,15 @@ class Weights(Mapping[str, Array]):
         if self._data is None:
             raise ValueError(f"{self.path} was closed")
         entry = self.entries[name]
-        stored = np.dtype(_DTYPES.get(entry.dtype) or _STORED[entry.dtype]).newbyteorder("<")
+        stored = _stored(entry)
         flat = np.frombuffer(self._data, stored, entry.length // stored.itemsize, entry.offset)
+        return _widened(entry.dtype, flat).reshape(entry.shape)
+
+    def read(self, name: str) -> Array:
+        """The tensor in memory of its own, read and not mapped: mapped pages count as memory for as long as the file is open."""
+        entry = self.entries[name]
+        stored = _stored(entry)
+        flat = np.fromfile(self.path, stored, entry.length // stored.itemsize, offset=entry.offset)
         return _widened(entry.dtype, flat).reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -246,6 +253,11 @@ def float8_to_float32(bits: NDArray[np.uint8], exponent_bits: int) -> NDArray[np
     else:
         value[0x7F] = np.nan
     return np.concatenate([value, -value]).astype(np.float32)[bits]
+
+
+def _stored(entry: Entry) -> np.dtype[Any]:
+    """How the elements of a tensor lie in the file."""
+    return np.dtype(_DTYPES.get(entry.dtype) or _STORED[entry.dtype]).newbyteorder("<")
 
 
 def _widened(dtype: str, flat: Array) -> Array:

@@ -51,6 +51,8 @@ def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
             assert weights[name].shape == array.shape
             assert np.array_equal(weights[name], array)
             assert not weights[name].flags.writeable
+            assert np.array_equal(weights.read(name), array)
+            assert weights.read(name).flags.writeable
 
 
 def test_what_is_written_is_read_by_the_library(tmp_path: Path) -> None:
