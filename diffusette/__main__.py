@@ -55,6 +55,7 @@ def cli() -> None:
 @click.option("--provider", default="auto", show_default=True, help="cpu, cuda, directml, openvino, webgpu or auto.")
 @click.option("--memory", default="auto", show_default=True, help="resident, sequential, streamed or auto.")
 @click.option("--threads", type=int, default=0, help="Threads inside an operator.  [default: one a core]")
+@click.option("--no-safety-filter", is_flag=True, help="Do not check pictures with the model's safety checker; the result says so.")
 @click.option("--no-metadata", is_flag=True, help="Leave the prompt and settings out of the file (the AI mark stays).")
 @click.option("--no-ai-mark", is_flag=True, help="Leave out the mark that says the picture was made by AI.")
 @as_json
@@ -66,6 +67,7 @@ def generate(
     provider: str,
     memory: str,
     threads: int,
+    no_safety_filter: bool,
     no_metadata: bool,
     no_ai_mark: bool,
     as_json: bool,
@@ -87,7 +89,7 @@ def generate(
             else:
                 advance(f"picture {event.picture + 1} of {request.count}", (event.picture + event.number / event.total) / request.count)
 
-        with pipeline.load(model, provider, memory, threads=threads) as drawer:
+        with pipeline.load(model, provider, memory, threads=threads, safety=not no_safety_filter) as drawer:
             result = drawer.watch(request, seen)
     written = [path_of(seed) for seed in result.seeds]
     for note in result.notes:
@@ -99,6 +101,8 @@ def generate(
                 "seeds": result.seeds,
                 "provider": result.provider,
                 "memory": result.plan,
+                "safety": result.safety,
+                "flagged": [picture.seed for picture in result.pictures if picture.flagged],
                 "timings": result.timings,
                 "notes": result.notes,
             }

@@ -62,7 +62,8 @@ def _from_record(source: Path, given: Mapping[str, Any]) -> Request:
         raise RequestError(f"{source}: has no record of ours: expected a picture that diffusette drew, with its metadata")
     if record.extra.get("strength") is not None and "init" not in given:
         raise RequestError(f"{source}: was drawn over another picture, which it does not hold: give that one with --init")
-    strange = record.extra.keys() - Fields.__annotations__.keys()
+    extra = {name: value for name, value in record.extra.items() if name != "safety"}  # said of that picture; this one is checked anew
+    strange = extra.keys() - Fields.__annotations__.keys()
     if strange:
         raise RequestError(
             f"{source}: its record has {', '.join(sorted(strange))[:200]}, which this version does not know: upgrade diffusette"
@@ -76,7 +77,7 @@ def _from_record(source: Path, given: Mapping[str, Any]) -> Request:
         "sampler": record.sampler,
         "schedule": record.schedule,
         "seed": record.seed,
-        **record.extra,
+        **extra,
         **adapters.recorded(record.extra, given, same_prompt="prompt" not in given),
     }
     return replace(Request(record.prompt, **Fields(**fields)), **given)
