@@ -1,25 +1,27 @@
 """A judge of the demo model's pictures: which subject, style and background does a picture show?
 
 A small convolutional classifier, trained on the drawings alone (with blur, noise, shifts and colour changes), never on
-generated pictures: `python models/demo/judge.py` trains it; `python models/demo/judge.py --bundle DIR` judges a bundle on
-the 100 plain names and 100 full prompts that `prompts()` fixes, and writes a contact sheet beside the numbers.
+generated pictures: `python models/demo/judge.py` trains it and writes `judge/`: the classifier as ONNX with weights in half
+precision, and labels.json with its labels, its accuracy on drawings that were spoilt in other ways than in training, and the
+100 plain names and 100 full prompts that `prompts()` fixes. `diffusette bench --judge` lets it judge a bundle.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import time
-from pathlib import Path
 
-import click
 import data
 import numpy as np
+import onnx_ir as ir
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torch.nn import functional
 
 CHECKPOINT = data.WORK / "judge.pt"
+PUBLISHED = data.HERE / "judge"
 BATCH = 64
 STEPS = 3000
 
@@ -129,9 +131,7 @@ def prompts() -> list[tuple[str, int, int | None, int | None]]:
 @torch.no_grad()
 def judge_pictures(pictures: Tensor) -> list[np.ndarray]:
     """Subject, style and background seen in each picture (batch, 3, 128, 128)."""
-    judge = Judge(len(data.read_subjects().icons))
-    judge.load_state_dict(torch.load(CHECKPOINT, weights_only=True)["judge"])
-    return [one.argmax(1).numpy() for one in judge.eval()(shrink(pictures))]
+    return [one.argmax(1).numpy() for one in trained()(shrink(pictures))]
 
 
 def score(pictures: Tensor) -> dict[str, float]:
@@ -162,24 +162,99 @@ def contact_sheet(pictures: Tensor, columns: int = 20) -> Image.Image:
     return Image.fromarray(sheet)
 
 
-def judge_bundle(bundle: Path) -> None:
-    from diffusette.runtime import pipeline  # noqa: TID251  # the recipe stands outside of the package
+def spoilt(picture: np.ndarray, way: str, rng: np.random.Generator) -> np.ndarray:
+    """A drawing (SIZE, SIZE, 3) in [-1, 1], spoilt in a way that training did not know."""
+    image = Image.fromarray(np.rint(picture * 127.5 + 127.5).astype(np.uint8))
+    if way == "jpeg":
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=int(rng.integers(1, 10)))
+        image = Image.open(buffer)
+    elif way == "rotated":
+        image = image.rotate(float(rng.uniform(-30, 30)), Image.Resampling.BILINEAR, fillcolor=image.getpixel((0, 0)))
+    elif way == "out of focus":
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(3, 8))))
+    elif way == "coarse":
+        side = int(rng.integers(12, 24))
+        image = image.resize((side, side), Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
+    elif way == "a quarter hidden":
+        left, top = (int(corner) for corner in rng.integers(0, data.SIZE // 2, 2))
+        image.paste((128, 128, 128), (left, top, left + data.SIZE // 2, top + data.SIZE // 2))
+    return np.asarray(image, np.float32) / 127.5 - 1
 
-    drawer = pipeline.load(bundle, provider="cpu")
-    images = [drawer.generate(prompt, seed=row).images[0] for row, (prompt, *_) in enumerate(prompts())]
-    pictures = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2) / 127.5 - 1
-    print(json.dumps(score(pictures), indent=2))
-    contact_sheet(pictures).save(data.WORK / "judged.png")
+
+@torch.no_grad()
+def accuracy(judge: nn.Module) -> dict[str, dict[str, float]]:
+    """Way of spoiling → share of 1,000 drawings whose subject, style and background are told right."""
+    drawings = data.fetch_drawings()
+    colours = list(data.BACKGROUNDS.values())
+    found: dict[str, dict[str, float]] = {}
+    for way in ("unspoilt", "jpeg", "rotated", "out of focus", "coarse", "a quarter hidden"):
+        rng = np.random.default_rng(77)
+        picks = rng.integers(0, (*drawings.shape[:2], len(colours)), (1000, 3))
+        stack = [spoilt(data.compose(drawings[subject, style], colours[background]), way, rng) for subject, style, background in picks]
+        logits = judge(shrink(torch.from_numpy(np.stack(stack)).permute(0, 3, 1, 2)))
+        right = [float(np.mean(one.argmax(1).numpy() == picks[:, index])) for index, one in enumerate(logits)]
+        found[way] = dict(zip(("subject", "style", "background"), right, strict=True))
+    return found
 
 
-@click.command()
-@click.option("--bundle", type=click.Path(path_type=Path), help="judge this bundle instead of training")
-def main(bundle: Path | None) -> None:
-    if bundle is None:
-        train()
-    else:
-        judge_bundle(bundle)
+def trained() -> Judge:
+    judge = Judge(len(data.read_subjects().icons))
+    judge.load_state_dict(torch.load(CHECKPOINT, weights_only=True)["judge"])
+    return judge.eval()
+
+
+def publish() -> None:
+    """Write `judge/model.onnx` (weights in half precision, widened when it is opened) and `judge/labels.json`."""
+    judge = trained()
+    dynamic = {"picture": {0: torch.export.Dim.DYNAMIC}}
+    names = {"input_names": ["picture"], "output_names": ["subject", "style", "background"]}
+    program = torch.onnx.export(
+        judge, (torch.zeros(2, 3, 64, 64),), dynamo=True, opset_version=18, dynamic_shapes=(dynamic["picture"],), **names
+    )
+    assert program is not None
+    graph = program.model.graph
+    for value in [one for one in graph.initializers.values() if one.dtype == ir.DataType.FLOAT and one.const_value.size > 64]:
+        half = ir.Value(
+            name=f"{value.name}.half", const_value=ir.tensor(value.const_value.numpy().astype(np.float16), name=f"{value.name}.half")
+        )
+        widen = ir.node("Cast", [half], attributes={"to": ir.DataType.FLOAT})
+        widen.outputs[0].name = f"{value.name}.wide"
+        value.replace_all_uses_with(widen.outputs[0])
+        graph.initializers.pop(value.name)
+        graph.register_initializer(half)
+        graph.insert_before(graph[0], widen)
+    for node in graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+    PUBLISHED.mkdir(exist_ok=True)
+    ir.save(program.model, PUBLISHED / "model.onnx")
+    subjects = data.read_subjects()
+    styles, backgrounds = list(data.STYLES), list(data.BACKGROUNDS)
+    wanted = [
+        {
+            "prompt": text,
+            "subject": subjects.icons[subject],
+            "style": None if style is None else styles[style],
+            "background": None if background is None else backgrounds[background],
+            "held_out": style is not None
+            and background is not None
+            and data.held_out(subjects.icons[subject], styles[style], backgrounds[background]),
+        }
+        for text, subject, style, background in prompts()
+    ]
+    facts = {
+        "trained": "on drawings alone, softened, noisy, shifted, with contrast and colours changed; never on generated pictures",
+        "accuracy": accuracy(judge),
+        "accuracy_of": "1,000 drawings each, spoilt in ways that training did not know",
+        "subject": subjects.icons,
+        "style": styles,
+        "background": backgrounds,
+        "prompts": wanted,
+    }
+    (PUBLISHED / "labels.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    train()
+    publish()
