@@ -11,7 +11,7 @@ import msgspec
 
 from ..models import families, manifest, noise_config
 from ..models.manifest import Target
-from . import vocabulary, write
+from . import extras, fused, vocabulary, write
 from .source import Source
 
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSES.md", "LICENCE", "NOTICE", "README.md")
@@ -26,6 +26,10 @@ def prepare(
         name = encoder.replace("text_encoder", "tokenizer")
         positions = int(source.configs[encoder].get("max_position_embeddings", 77))
         tokenizers[name] = vocabulary.convert(source.folder / name, folder / name, positions)
+    if "safety_checker" in records:
+        size = records["safety_checker"].inputs["clip_input"].shape[-1]
+        assert isinstance(size, int)
+        extras.write_concepts(source, folder / "safety_checker", size)
     for name in LICENCES:
         if source.path.is_dir() and (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / name)
@@ -68,17 +72,21 @@ def _sealed(made: manifest.Manifest, folder: Path) -> manifest.Manifest:
 
 def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> manifest.Manifest:
     """Moves into the bundle what is not there in another precision, and seals it."""
-    for path in sorted(floats.iterdir()):
-        target = bundle / path.name
-        if path.name != manifest.FILE_NAME and not (path.name in made.components and made.components[path.name].precision != "fp32"):
-            if target.exists():
-                shutil.rmtree(target) if target.is_dir() else target.unlink()
-            path.replace(target)
+    for path in sorted(path for path in floats.rglob("*") if path.is_file()):
+        inside = path.relative_to(floats)
+        component = made.components.get(inside.parts[0])
+        lowered = component is not None and component.precision != "fp32" and path.name in {write.GRAPH, write.DATA}
+        if not lowered and inside != Path(manifest.FILE_NAME):
+            (bundle / inside).parent.mkdir(parents=True, exist_ok=True)
+            path.replace(bundle / inside)
+    for name in made.components:
+        fused.release(bundle / name / write.GRAPH)
     return _sealed(made, bundle)
 
 
 def warnings(source: Source) -> list[str]:
     """What the user should know about the source."""
+    found = [*source.notes]
     if source.licence == "unknown":
-        return [f"{source.path}: no licence is named in a README.md: recorded as unknown; make sure that you may pass it on"]
-    return []
+        found.append(f"{source.path}: no licence is named in a README.md: recorded as unknown; make sure that you may pass it on")
+    return found

@@ -1,72 +1,41 @@
-"""The parts of a pipeline as modules that can be traced: what goes in and out, under which names, with which weights.
-
-Modules are built without memory for weights: each parameter is one zero, expanded to the parameter's shape.
-"""
+"""The parts that every pipeline has: text encoders, U-Net, and both halves of the autoencoder."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ..models.errors import BundleError
 from ..models.families import Config
+from . import extras
+from .component import Component, Port, assembled
 from .source import Source, Weights
 
-LARGE = 400_000_000
-"""Bytes of weights from which a component is exported in a process of its own, and compared layer by layer from disk."""
 SKIPPED_LAYERS = 11
 """CLIP skip goes back to this many layers before the last, as the interfaces that people know do."""
 
 
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a graph; a dimension given by a name is free."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class Component:
-    """A part of the pipeline, ready to be traced."""
-
-    name: str
-    module: nn.Module
-    prefix: str
-    """What the module's parameter names have before the name in `weights`."""
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    weights: Weights
-    config: Config
-    vocabulary: int = 0
-    """Token ids lie below this; for text encoders."""
-
-    @property
-    def bytes(self) -> int:
-        """What the weights take in float32."""
-        return 4 * sum(math.prod(shape) for shape in self.weights.shapes.values())
-
-
 def build(source: Source, name: str) -> Component:
-    """The component `name` of `source`: a text encoder, `unet`, `vae_encoder` or `vae_decoder`.
+    """The component `name` of `source`, one of `source.components`.
 
     Raises:
         BundleError: weights are missing, too many, or of another shape than the config says.
     """
     if name.startswith("text_encoder"):
         return _text_encoder(source, name)
-    return {"unet": _unet, "vae_encoder": _vae_encoder, "vae_decoder": _vae_decoder}[name](source)
+    builders = {
+        "unet": _unet,
+        "vae_encoder": _vae_encoder,
+        "vae_decoder": _vae_decoder,
+        "safety_checker": extras.safety_checker,
+        "tiny_decoder": extras.tiny_decoder,
+    }
+    return builders[name](source)
 
 
 class TextEncoder(nn.Module):
@@ -125,7 +94,7 @@ def _text_encoder(source: Source, name: str) -> Component:
     outputs += [Port(f"{label}.{k}", "float32", tokens) for k in hidden_states(layers)]
     found = source.weights(name)
     ports = (Port("input_ids", "int64", ("batch_size", "sequence_length")),)
-    return _component(
+    return assembled(
         source,
         name,
         module,
@@ -187,7 +156,7 @@ def _unet(source: Source) -> Component:
         inputs += [Port("text_embeds", "float32", ("batch_size", pooled)), Port("time_ids", "float32", ("batch_size", ids))]
     module = UNet(model, tuple(port.name for port in inputs[3:]))
     outputs = (Port("out_sample", "float32", ("batch_size", int(config["out_channels"]), "height", "width")),)
-    return _component(source, "unet", module, "model.", tuple(inputs), outputs, source.weights("unet"), config)
+    return assembled(source, "unet", module, "model.", tuple(inputs), outputs, source.weights("unet"), config)
 
 
 class Encoder(nn.Module):
@@ -237,7 +206,7 @@ def _vae_encoder(source: Source) -> Component:
     weights = weights.renamed({key: key for key in weights.shapes if key.startswith(("encoder.", "quant_conv."))})
     inputs = (Port("sample", "float32", ("batch_size", int(config["in_channels"]), "height", "width")),)
     latent: tuple[int | str, ...] = ("batch_size", 2 * int(config["latent_channels"]), "latent_height", "latent_width")
-    return _component(source, "vae_encoder", Encoder(model), "", inputs, (Port("latent_parameters", "float32", latent),), weights, config)
+    return assembled(source, "vae_encoder", Encoder(model), "", inputs, (Port("latent_parameters", "float32", latent),), weights, config)
 
 
 def _vae_decoder(source: Source) -> Component:
@@ -245,39 +214,4 @@ def _vae_decoder(source: Source) -> Component:
     weights = weights.renamed({key: key for key in weights.shapes if key.startswith(("decoder.", "post_quant_conv."))})
     inputs = (Port("latent_sample", "float32", ("batch_size", int(config["latent_channels"]), "height", "width")),)
     picture: tuple[int | str, ...] = ("batch_size", int(config["out_channels"]), "image_height", "image_width")
-    return _component(source, "vae_decoder", Decoder(model), "", inputs, (Port("sample", "float32", picture),), weights, config)
-
-
-def _component(
-    source: Source,
-    name: str,
-    module: nn.Module,
-    prefix: str,
-    inputs: tuple[Port, ...],
-    outputs: tuple[Port, ...],
-    weights: Weights,
-    config: Config,
-    vocabulary: int = 0,
-) -> Component:
-    expected = {key.removeprefix(prefix): tuple(value.shape) for key, value in module.state_dict().items()}
-    ignored = {key for key in weights.shapes if key.endswith("position_ids")}
-    missing, extra = expected.keys() - weights.shapes.keys(), weights.shapes.keys() - expected.keys() - ignored
-    if missing or extra:
-        what = f"lack {min(missing)!r}" if missing else f"have {min(extra)!r}, which the config knows nothing of"
-        raise BundleError(
-            f"{source.path}: the weights of {name} {what} ({len(missing)} missing, {len(extra)} unknown): "
-            "config and weights do not belong together"
-        )
-    readers = dict(weights.readers)
-    for key, shape in expected.items():
-        if weights.shapes[key] != shape:
-            if np.prod(weights.shapes[key]) != np.prod(shape):
-                raise BundleError(f"{source.path}: {name}: {key} is {weights.shapes[key]}, the config says {shape}")
-            readers[key] = _reshaped(weights.readers[key], shape)  # 1×1 convolutions stored for linear layers, and the reverse
-    module.load_state_dict({key: torch.zeros(()).expand(value.shape) for key, value in module.state_dict().items()}, assign=True)
-    module.eval().requires_grad_(requires_grad=False)
-    return Component(name, module, prefix, inputs, outputs, Weights(expected, {key: readers[key] for key in expected}), config, vocabulary)
-
-
-def _reshaped(read: Callable[[], NDArray[np.float32]], shape: tuple[int, ...]) -> Callable[[], NDArray[np.float32]]:
-    return lambda: read().reshape(shape)
+    return assembled(source, "vae_decoder", Decoder(model), "", inputs, (Port("sample", "float32", picture),), weights, config)

@@ -22,9 +22,10 @@ from ..models.errors import RequestError, ResourceError
 from ..models.manifest import Precision, Target
 from . import assemble, calibrate, components, graph, merge, parity, reference, write
 from .calibrate import open_graph
-from .ldm import open_source
+from .component import LARGE
 from .lower import Lowered, to_fp16, to_int8
 from .merge import Lora
+from .origin import Origin, open_source
 from .publish import Stage, staged
 from .quantize import Row
 from .source import Source
@@ -46,6 +47,8 @@ class Options:
     """What is drawn to calibrate int8; if empty, the source's prompts.txt, or a few general ones."""
     loras: tuple[Lora, ...] = ()
     """LoRA files that are merged into the weights."""
+    tiny_vae: Path | None = None
+    """A tiny autoencoder (TAESD: a diffusers folder or a safetensors file) whose decoder becomes a component of its own."""
     force: bool = False
     """Replace what stands at the destination."""
     min_snr: float | None = None
@@ -77,7 +80,8 @@ def export_folder(
         NumericalError: a component does not agree with torch; nothing is published.
     """
     options = options or Options()
-    opened = open_source(source)
+    origin = Origin(source, options.tiny_vae)
+    opened = open_source(origin)
     for lora in options.loras:
         if not lora.path.is_file():
             raise RequestError(f"{lora.path}: no such file; expected a LoRA in safetensors")
@@ -88,12 +92,12 @@ def export_folder(
     with staged(destination, _key(opened, options), force=options.force) as stage:
         floats = stage.work / "float"
         records: dict[str, manifest.Component] = {}
-        names = opened.family.components
+        names = opened.components
         for place, name in enumerate(names):
             progress(f"{name}: tracing", place / len(names))
             record = stage.recall(name)
             if record is None:
-                record = msgspec.to_builtins(_export_apart(source, opened, name, floats / name, options))
+                record = msgspec.to_builtins(_export_apart(origin, opened, name, floats / name, options))
                 stage.remember(name, record)
             records[name] = msgspec.convert(record, manifest.Component)
         made = assemble.prepare(opened, floats, records, options.target, [f"{lora.path.stem}:{lora.weight:g}" for lora in options.loras])
@@ -104,22 +108,22 @@ def export_folder(
     return Report(destination, made, tuple(warnings), {name: one.rows for name, one in lowered.items()})
 
 
-def _export_apart(folder: Path, source: Source, name: str, destination: Path, options: Options) -> manifest.Component:
+def _export_apart(origin: Origin, source: Source, name: str, destination: Path, options: Options) -> manifest.Component:
     """`export_float`, for a large component in a process of its own, so that its memory is given back whole."""
     size = _bytes(source, name)
-    if size < components.LARGE:
+    if size < LARGE:
         return export_float(source, name, destination, options.target, options.loras)
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(_export_again, folder, name, destination, options.target, options.loras).result()
+            return pool.submit(_export_again, origin, name, destination, options.target, options.loras).result()
     except BrokenProcessPool as error:
         raise ResourceError(
             f"{name}: the process that exported it was killed, most likely for lack of memory: close other programs and run it again"
         ) from error
 
 
-def _export_again(folder: Path, name: str, destination: Path, target: Target, loras: Sequence[Lora]) -> manifest.Component:
-    return export_float(open_source(folder), name, destination, target, loras)
+def _export_again(origin: Origin, name: str, destination: Path, target: Target, loras: Sequence[Lora]) -> manifest.Component:
+    return export_float(open_source(origin), name, destination, target, loras)
 
 
 def _bytes(source: Source, name: str) -> int:
@@ -221,12 +225,12 @@ def _precisions(source: Source, options: Options) -> dict[str, Precision]:
     """The precision of each component."""
     given = options.precision
     if not isinstance(given, str):
-        unknown = given.keys() - set(source.family.components)
+        unknown = given.keys() - set(source.components)
         if unknown:
-            raise RequestError(f"precision of {min(unknown)!r}: {source.family.name} has {', '.join(source.family.components)}")
-        found: dict[str, Precision] = {name: given.get(name, "fp32") for name in source.family.components}
+            raise RequestError(f"precision of {min(unknown)!r}: {source.family.name} has {', '.join(source.components)}")
+        found: dict[str, Precision] = {name: given.get(name, "fp32") for name in source.components}
     else:
-        found = dict.fromkeys(source.family.components, given)
+        found = dict.fromkeys(source.components, given)
     for name, precision in found.items():
         if precision not in PRECISIONS[options.target]:
             has = " or ".join(PRECISIONS[options.target])

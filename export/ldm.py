@@ -16,7 +16,7 @@ from ..models import families
 from ..models import weights as safetensors
 from ..models.errors import BundleError
 from .openclip import text_tower
-from .source import Source, Weights, of_file, open_folder
+from .source import Source, Weights, of_file
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
@@ -38,15 +38,6 @@ _TOP = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-
-
-def open_source(path: Path) -> Source:
-    """The model at `path`: a diffusers folder, or one safetensors file with the original names.
-
-    Raises:
-        BundleError: neither, or damaged, hostile or unknown.
-    """
-    return open_folder(path) if path.is_dir() or not path.exists() else open_checkpoint(path)
 
 
 def open_checkpoint(path: Path) -> Source:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from . import calibrate
-from .components import Component, modules
+from .component import Component
+from .components import modules
 from .source import Array, Source
 
 

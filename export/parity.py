@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..models.errors import NumericalError
 from ..models.manifest import Precision
-from .components import Component
+from .component import Component
 from .reference import Feeds, examples, run
 
 BARS: Mapping[Precision, float] = MappingProxyType({"fp32": 100.0, "fp16": 45.0, "int8": 24.0, "int4": 18.0})
@@ -50,8 +50,10 @@ def cases(component: Component) -> list[Feeds]:
         return [examples(component, (0, 0), batch, tokens, 0.0, seed=batch) for batch in (1, 2)]
     if component.name == "vae_encoder":
         return [examples(component, size, 1, 0, 0.0, seed=1) for size in ((64, 64), (64, 96))]
-    if component.name == "vae_decoder":
+    if component.name in {"vae_decoder", "tiny_decoder"}:
         return [examples(component, size, 1, 0, 0.0, seed=1) for size in ((8, 8), (12, 17))]
+    if component.name == "safety_checker":
+        return [examples(component, (0, 0), batch, 0, 0.0, seed=batch) for batch in (1, 2)]
     settings = ((1, (16, 16), 999.0), (2, (16, 16), 500.0), (1, (19, 13), 250.0), (1, (16, 24), 1.0))
     return [examples(component, size, batch, 16, step, seed=int(step)) for batch, size, step in settings]
 

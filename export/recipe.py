@@ -28,6 +28,9 @@ _RECIPES: Mapping[str, tuple[tuple[str, Kind], ...]] = MappingProxyType(
         # Its noise is seen as such in the picture; the gain of 8 bit is small beside the U-Net's twenty steps.
         "vae_encoder": ((r"", "half"),),
         "vae_decoder": ((r"", "half"),),
+        "tiny_decoder": ((r"", "half"),),
+        # Once a picture, and its answer is a threshold: weight-only, but for the few weights that read the pixels.
+        "safety_checker": ((r"patch_embedding$", "half"), (r"", "weights")),
     }
 )
 

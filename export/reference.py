@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .components import LARGE, Component
+from .component import LARGE, Component
 
 Feeds = dict[str, NDArray[Any]]
 

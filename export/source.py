@@ -28,6 +28,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "text_encoder_2": ("CLIPTextModelWithProjection",),
         "unet": ("UNet2DConditionModel",),
         "vae": ("AutoencoderKL",),
+        "safety_checker": ("StableDiffusionSafetyChecker",),
     }
 )
 """Classes of the components that are exported."""
@@ -60,13 +61,24 @@ class Source:
     """The folder, or the one file."""
     family: families.Family
     configs: Mapping[str, families.Config]
-    """`unet`, `vae`, `text_encoder`, `text_encoder_2`, `scheduler`: each one's config."""
+    """`unet`, `vae`, `scheduler`, the text encoders and `extras`: each one's config."""
     weights: Callable[[str], Weights]
-    """The tensors of `unet`, `vae`, `text_encoder` or `text_encoder_2`."""
+    """The tensors of `unet`, `vae`, a text encoder or one of `extras`."""
     overrides: families.Config
     """`diffusette.json` of the folder: defaults that its author wants."""
     licence: str = "unknown"
     revision: str | None = None
+    extras: tuple[str, ...] = ()
+    """Components beyond the family's: `safety_checker`, `tiny_decoder`."""
+    others: tuple[Path, ...] = ()
+    """Files elsewhere that belong to it."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about it."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Components of the bundle, in the order in which they are exported."""
+        return (*self.family.components, *self.extras)
 
     @property
     def folder(self) -> Path:
@@ -76,7 +88,8 @@ class Source:
     @property
     def files(self) -> list[Path]:
         """Every file that the export may read."""
-        return sorted(path for path in self.path.rglob("*") if path.is_file()) if self.path.is_dir() else [self.path]
+        inside = sorted(path for path in self.path.rglob("*") if path.is_file()) if self.path.is_dir() else [self.path]
+        return [*inside, *self.others]
 
     @property
     def downscale(self) -> int:
@@ -109,15 +122,23 @@ def open_folder(folder: Path) -> Source:
     configs = {"unet": unet, "vae": vae, "scheduler": read_json(folder / "scheduler/scheduler_config.json")}
     for name in family.text_encoders:
         configs[name] = read_json(folder / name / "config.json")
-    overrides = read_json(folder / "diffusette.json") if (folder / "diffusette.json").exists() else {}
+    checker, notes = components.get("safety_checker", (None, None))[1] is not None, list[str]()
+    if checker and not (folder / "safety_checker/config.json").exists():
+        checker = False
+        notes.append(f"{folder}: model_index.json names a safety checker, but it is not there: the bundle has none")
+    if checker:
+        configs["safety_checker"] = read_json(folder / "safety_checker/config.json")
+        configs["feature_extractor"] = optional_json(folder / "feature_extractor/preprocessor_config.json")
     return Source(
         name=str(index.get("_name_or_path") or folder.resolve().name),
         path=folder,
         family=family,
         configs=MappingProxyType(configs),
         weights=lambda name: open_weights(folder / name),
-        overrides=overrides,
+        overrides=optional_json(folder / "diffusette.json"),
         licence=licence_of(folder),
+        extras=("safety_checker",) if checker else (),
+        notes=tuple(notes),
     )
 
 
@@ -187,6 +208,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BundleError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return cast("dict[str, Any]", value)
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """`read_json`, or nothing where there is no such file."""
+    return read_json(path) if path.exists() else {}
 
 
 def licence_of(folder: Path) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxscript import optimizer
 
 from ..models.errors import NumericalError
-from .components import Component
+from .component import Component
 from .reference import examples, tensors
 from .source import Weights
 

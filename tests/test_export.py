@@ -16,26 +16,29 @@ import pytest
 
 from diffusette.export import calibrate, components, parity, reference, source, write
 from diffusette.export.export import Options, export_folder, precision_of
-from diffusette.models import manifest
+from diffusette.models import manifest, weights
 from diffusette.models.bundle import open_bundle, verify
 from diffusette.models.errors import BundleError, NumericalError, RequestError
 from diffusette.runtime import pipeline
 from tests import tiny_models
 
-PRECISION = {"unet": "int8", "text_encoder": "int8"}
+PRECISION = {"unet": "int8", "text_encoder": "int8", "safety_checker": "int8", "tiny_decoder": "int8"}
 CHILD = """
 import sys
 from pathlib import Path
 from diffusette.export.export import Options, export_folder
-export_folder(Path(sys.argv[1]), Path(sys.argv[2]), Options(precision={precision}, prompts=("a red apple",)),
+tiny_vae = Path(sys.argv[1]).parent / "taesd"
+export_folder(Path(sys.argv[1]), Path(sys.argv[2]), Options(precision={precision}, prompts=("a red apple",), tiny_vae=tiny_vae),
               lambda what, done: print(what, flush=True))
 """
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A tiny SD1-like diffusers folder with 6 latent channels and a tokenizer as transformers 5 saves it."""
+    """A tiny SD1-like diffusers folder with 6 latent channels, a safety checker and a tokenizer as transformers 5 saves it."""
     made = tiny_models.save(tmp_path_factory.mktemp("source") / "tiny", "sd1", latent_channels=6, fast_tokenizer=True)
+    tiny_models.save_safety_checker(made)
+    tiny_models.save_tiny_vae(made.parent / "taesd", latent_channels=6)
     (made / "diffusette.json").write_text(json.dumps({"width": 24, "height": 16, "steps": 3, "sampler": "euler", "schedule": "model"}))
     return made
 
@@ -54,7 +57,8 @@ def exported(folder, tmp_path_factory):
     left = sorted(path.name for path in destination.parent.iterdir())
     finished = {path.name: path.stat().st_mtime_ns for path in (destination.parent / ".bundle.partial").glob("*.done")}
     second: list[str] = []
-    report = export_folder(folder, destination, Options(precision=PRECISION, prompts=("a red apple",)), lambda what, _: second.append(what))
+    options = Options(precision=PRECISION, prompts=("a red apple",), tiny_vae=folder.parent / "taesd")
+    report = export_folder(folder, destination, options, lambda what, _: second.append(what))
     return report, left, finished
 
 
@@ -97,9 +101,24 @@ def test_every_component_agrees_with_torch_as_well_as_its_precision_promises(exp
         "vae_encoder": "fp32",
         "vae_decoder": "fp32",
         "unet": "int8",
+        "safety_checker": "int8",
+        "tiny_decoder": "fp16",
     }
     for name, (precision, db) in found.items():
         assert db >= parity.BARS[precision], name
+
+
+def test_the_safety_checker_comes_with_its_concepts_and_how_a_picture_becomes_its_input(exported, folder):
+    report, _, _ = exported
+    assert report.manifest.components["safety_checker"].inputs["clip_input"].shape == ("batch_size", 3, 8, 8)
+    assert "safety_checker/concepts.safetensors" in report.manifest.files
+    concepts = weights.open_weights(report.folder / "safety_checker/concepts.safetensors")
+    judge = weights.open_weights(folder / "safety_checker/model.safetensors")
+    assert sorted(concepts) == ["concept_embeds", "concept_embeds_weights", "special_care_embeds", "special_care_embeds_weights"]
+    for name in concepts:
+        np.testing.assert_array_equal(concepts[name], judge[name])
+    said = {name: json.loads(value) for name, value in concepts.metadata.items()}
+    assert said == {"size": 8, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 
 
 def test_the_report_names_each_layer_of_a_quantized_component(exported):

@@ -137,7 +137,7 @@ def checkpoint(parts, tmp_path_factory):
 
 
 def test_a_checkpoint_in_one_file_is_read_as_the_diffusers_folder_that_it_came_from(checkpoint, parts):
-    source = ldm.open_source(checkpoint)
+    source = ldm.open_checkpoint(checkpoint)
     assert (source.family.name, source.name) == ("sd1", "A title")
     assert source.configs["scheduler"]["prediction_type"] == "v_prediction"
     for name, model in (("unet", parts[0]), ("vae", parts[1])):
@@ -149,7 +149,7 @@ def test_a_checkpoint_in_one_file_is_read_as_the_diffusers_folder_that_it_came_f
 
 
 def test_every_component_of_the_checkpoint_can_be_built_from_the_configs_read_off_its_shapes(checkpoint):
-    source = ldm.open_source(checkpoint)
+    source = ldm.open_checkpoint(checkpoint)
     for name in source.family.components:
         components.build(source, name)
 
@@ -199,13 +199,13 @@ def test_openclips_tower_is_split_as_diffusers_splits_it(tmp_path):
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     save_file({"lora_unet_x.lora_up.weight": torch.ones(2, 2)}, tmp_path / "lora.safetensors")
     with pytest.raises(BundleError, match="no Stable Diffusion checkpoint"):
-        ldm.open_source(tmp_path / "lora.safetensors")
+        ldm.open_checkpoint(tmp_path / "lora.safetensors")
 
 
 def test_a_pickle_under_any_name_is_never_opened(tmp_path):
     torch.save({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2)}, tmp_path / "model.safetensors")
     with pytest.raises(BundleError, match="not a safetensors file"):
-        ldm.open_source(tmp_path / "model.safetensors")
+        ldm.open_checkpoint(tmp_path / "model.safetensors")
 
 
 def test_the_vocabulary_that_merges_define_is_bytes_ends_merges_and_marks():

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from tokenizers import Regex as TokenRegex
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 FAMILIES = ("sd1", "sd1-lcm", "sd1-inpaint", "sd1-pix2pix", "sd2", "sd2-v", "sd-turbo", "sdxl", "sdxl-refiner", "sdxl-turbo")
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -130,6 +131,42 @@ def vae(latent_channels: int = 4, *, scaling: float = 0.18215) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 2,
         scaling_factor=scaling,
     ).eval()
+
+
+def save_safety_checker(folder: Path, *, seed: int = 1) -> None:
+    """Puts a safety checker of 2 layers and 8×8 pixels, and its feature extractor, into the diffusers folder `folder`."""
+    torch.manual_seed(seed)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 8,
+        "patch_size": 4,
+        "projection_dim": 6,
+    }
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=6)).eval()
+    for name, value in checker.named_parameters():
+        if name.startswith(("concept_embeds", "special_care_embeds")):
+            value.data = torch.rand_like(value) - (0.5 if value.ndim == 2 else 0.0)
+    checker.save_pretrained(folder / "safety_checker")
+    (folder / "feature_extractor").mkdir()
+    preprocessing = {"crop_size": 8, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "resample": 3, "size": 8}
+    (folder / "feature_extractor/preprocessor_config.json").write_text(json.dumps(preprocessing))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def save_tiny_vae(folder: Path, *, seed: int = 5, latent_channels: int = 4) -> AutoencoderTiny:
+    """Writes a tiny autoencoder of factor 2, in TAESD's layout, as a diffusers folder."""
+    torch.manual_seed(seed)
+    blocks: dict[str, Any] = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (2, 1)}
+    widths: dict[str, Any] = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    model = AutoencoderTiny(**blocks, **widths, latent_channels=latent_channels).eval()
+    model.save_pretrained(folder)
+    return model
 
 
 def scheduler(family: str) -> dict[str, Any]:
