@@ -10,6 +10,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from .fused import FLOAT_PLACES, KERNELS, kernel
 from .graph import changed_weight, dims, tidy
 
 LIMIT = 16_384.0
@@ -18,12 +19,12 @@ _SINGLE = {"Range", "ConstantOfShape", "Trilu"}
 """What makes places and masks."""
 _OTHER = {"Shape", "ArgMax", "Equal", "Greater", "Less", "Not", "And", "Or", "NonZero", "Size"}
 """Operators that give no floats."""
-_WATCHED = {"Conv", "MatMul", "Add", "Mul", "Softmax", "MultiHeadAttention", "InstanceNormalization"}
+_WATCHED = {"Conv", "MatMul", "Add", "Mul", "Softmax", "MultiHeadAttention", "InstanceNormalization", *KERNELS}
 
 
 def watched(model: ir.Model) -> dict[str, None]:
     """Tensors whose magnitude decides what can be half, for `ranges.observe`."""
-    return {node.outputs[0].name or "": None for node in model.graph if node.op_type in _WATCHED}
+    return {value.name or "": None for node in model.graph if kernel(node) in _WATCHED for value in node.outputs}
 
 
 def to_half(model: ir.Model, too_large: Collection[str] = ()) -> ir.Model:
@@ -124,8 +125,8 @@ def _single(model: ir.Model, floats: set[ir.Value], too_large: set[str]) -> set[
 
 
 def _is_single(node: ir.Node, place: int, single: set[ir.Node]) -> bool:
-    """Whether input number `place` of `node` is float32: Resize's factors are, whatever it resizes."""
-    return node in single or (node.op_type == "Resize" and place > 0)
+    """Whether input number `place` of `node` is float32: Resize's factors are, whatever it resizes, and what a fused kernel wants so."""
+    return node in single or (node.op_type == "Resize" and place > 0) or place in FLOAT_PLACES.get(kernel(node), ())
 
 
 def _cast(model: ir.Model, value: ir.Value, dtype: ir.DataType, casts: dict[tuple[int, ir.DataType], ir.Value]) -> ir.Value:

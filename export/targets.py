@@ -6,21 +6,33 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..models.manifest import Precision, Target
+from .cuda import fuse_bias_add, fuse_bias_split_gelu, fuse_group_norm, fuse_skip_layer_norm
 from .fusions import fuse_attention, fuse_silu, lower_group_norm
 from .graph import Pass
+from .layout import channels_last, pictures_to_tokens
 from .passes import COMMON, pointwise_to_matmul
 from .quantize import Form
 from .standard import at_opset, contrib_gelu, decompose_attention, expand_gelu
 
-_FUSED: tuple[Pass, ...] = (*COMMON, pointwise_to_matmul, fuse_attention, fuse_silu, lower_group_norm)
+_ATTENTION: tuple[Pass, ...] = (*COMMON, pointwise_to_matmul, fuse_attention, fuse_silu)
 _PLAIN: tuple[Pass, ...] = (*COMMON, decompose_attention, lower_group_norm, expand_gelu)
 TARGETS: Mapping[Target, tuple[Pass, ...]] = MappingProxyType(
     {
-        "cpu": (*_FUSED, at_opset(20)),
+        "cpu": (*_ATTENTION, lower_group_norm, at_opset(20)),
         "portable": (*_PLAIN, at_opset(18)),
         "openvino": (*_PLAIN, at_opset(18)),  # its plug-in takes a graph whole only without contrib operators
-        "cuda": (*_FUSED, at_opset(20)),
-        "directml": (*_FUSED, contrib_gelu, at_opset(17)),
+        "cuda": (
+            *_ATTENTION,
+            pictures_to_tokens,
+            fuse_group_norm(last=True),
+            lower_group_norm,
+            fuse_bias_split_gelu,
+            fuse_skip_layer_norm,
+            fuse_bias_add,
+            channels_last,
+            at_opset(20),
+        ),
+        "directml": (*_ATTENTION, pictures_to_tokens, fuse_group_norm(last=False), lower_group_norm, contrib_gelu, at_opset(17)),
     }
 )
 PRECISIONS: Mapping[Target, tuple[Precision, ...]] = MappingProxyType(
