@@ -39,15 +39,32 @@ def cli() -> None:
 @click.option("--steps", type=int)
 @click.option("--guidance", type=float, help="How closely the prompt is followed; 1 switches guidance off.")
 @click.option("--sampler", help="euler, euler_a, ddim, dpm++2m, … or what A1111 and diffusers call it.")
+@click.option("--sampler-option", "sampler_options", multiple=True, metavar="NAME=VALUE", help="eta=0.5, s_churn=10, s_noise=1.01, …")
 @click.option("--schedule", help="model, karras, exponential, …")
+@click.option("--timesteps", metavar="N,N,…", help="A schedule of your own: falling timesteps of the model.")
+@click.option("--sigmas", metavar="N,N,…", help="A schedule of your own: falling noise levels.")
 @click.option("--seed", type=int, help="The same seed draws the same picture.  [default: random]")
 @click.option("--count", type=int, help="How many pictures, seeds counting up.  [default: 1]")
+@click.option("--variation", type=float, help="How far --seed is turned towards --variation-seed, 0 to 1; pictures vary that way.")
+@click.option("--variation-seed", type=int, help="[default: random]")
 @click.option("--init", type=FILE, help="Draw over this picture.")
-@click.option("--strength", type=float, help="How much of --init is drawn anew, 0 to 1.  [default: 0.75]")
+@click.option("--strength", type=float, help="How much of --init is drawn anew, 0 to 1.  [default: 0.75; models that see the picture: 1]")
 @click.option("--mask", type=FILE, help="Draw anew only where this picture is white.")
+@click.option("--mask-blur", type=float, help="Pixels over which what is drawn fades into --init.  [default: 4]")
+@click.option("--only-masked", is_flag=True, default=None, help="Draw the masked area at the full size and paste it into --init.")
+@click.option("--mask-padding", type=int, help="Pixels around that area that the model sees.  [default: 32]")
+@click.option("--hires", type=float, metavar="FACTOR", help="Draw, upscale by this factor, and draw over that.")
+@click.option("--hires-steps", type=int, help="Steps at the large size.  [default: --steps × --hires-strength]")
+@click.option("--hires-strength", type=float, help="How much is drawn anew there, 0 to 1.  [default: 0.5; latents: 0.6]")
+@click.option("--hires-upscaler", help="lanczos, latent, latent_nearest, latent_bicubic or latent_lanczos.  [default: lanczos]")
 @click.option("--clip-skip", type=int, help="Layers of the text encoder to leave out.")
 @click.option("--rescale", type=float, help="Guidance rescale, 0 to 1.")
+@click.option("--guidance-interval", type=(float, float), metavar="START STOP", help="Steps in which guidance works, as two fractions.")
+@click.option("--image-guidance", type=float, help="How strongly pix2pix models hold to --init.  [default: 1.5]")
 @click.option("--rng", help="Whose noise: numpy, torch or nv.")
+@click.option("--refiner", type=FOLDER, help="Bundle of a model that draws the last steps.")
+@click.option("--refiner-start", type=float, help="Where it takes over, as a share of the timesteps.  [default: 0.8]")
+@click.option("--decoder", help="vae, or tiny: faster, if the bundle has one.  [default: vae]")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="Add a LoRA (safetensors); may be given several times.")
 @click.option("--lora-folder", type=FOLDER, help="Where <lora:name:weight> and --from find their files.  [default: beside --lora]")
 @click.option("--embedding", "embeddings", type=FILE, multiple=True, help="Textual inversion; its file's name is the word.")
@@ -64,6 +81,7 @@ def generate(
     output: Path | None,
     model: Path | None,
     source: Path | None,
+    refiner: Path | None,
     provider: str,
     memory: str,
     threads: int,
@@ -85,13 +103,13 @@ def generate(
 
         def seen(event: pipeline.Step | pipeline.Picture) -> None:
             if isinstance(event, pipeline.Picture):
-                metadata.write(event.image, path_of(event.seed), None if no_metadata else event.record, ai=not no_ai_mark)
+                metadata.write(event.image, path_of(event.record), None if no_metadata else event.record, ai=not no_ai_mark)
             else:
-                advance(f"picture {event.picture + 1} of {request.count}", (event.picture + event.number / event.total) / request.count)
+                advance(f"picture {event.picture + 1} of {request.count}", event.done)
 
-        with pipeline.load(model, provider, memory, threads=threads, safety=not no_safety_filter) as drawer:
+        with pipeline.load(model, provider, memory, threads=threads, safety=not no_safety_filter, refiner=refiner) as drawer:
             result = drawer.watch(request, seen)
-    written = [path_of(seed) for seed in result.seeds]
+    written = [path_of(record) for record in result.metadata]
     for note in result.notes:
         console.say(f"note: {note}")
     if as_json:
@@ -224,11 +242,17 @@ def metadata(file: Path, as_json: bool) -> None:
 @click.option("--guidance", type=float)
 @click.option("--sampler")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--against", help="One or more other engines: diffusers, onnxruntime, optimum, openvino, stable-diffusion.cpp.")
+@click.option("--source", type=FOLDER, help="The diffusers folder that the model was exported from, for --against.")
+@click.option("--environments", type=FOLDER, help="Where other engines are installed.  [default: a folder in the cache]")
+@click.option("--judge", type=int, default=0, help="Let the judge look at N pictures of the demo model, up to 200.")
+@click.option("--cold", is_flag=True, help="Start once more with the model's files out of the system's cache.")
 @click.option("--warmup", type=int, default=1, show_default=True, help="Requests after the first that are not counted.")
 @click.option("--repeats", type=int, default=5, show_default=True, help="Requests that are.")
 @click.option("-o", "--output", type=FILE, help="Keep everything in this JSON file, while measuring.")
 @click.option("--csv", type=FILE, help="Keep the rows in this CSV file.")
 @click.option("--markdown", type=FILE, help="Keep the table in this Markdown file.")
+@click.option("--sheet", type=FILE, help="Put the pictures side by side into this PNG file.")
 @as_json
 def bench(
     models: tuple[Path, ...],
@@ -241,20 +265,23 @@ def bench(
     output: Path | None,
     csv: Path | None,
     markdown: Path | None,
+    sheet: Path | None,
+    against: str | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
     """Measure time, memory and fidelity. Where several values may be given, commas part them; all combinations are measured."""
-    from .benchmarks import protocol, report
+    from .benchmarks import grid, protocol, report
 
-    settings = protocol.Settings(
+    settings = grid.Settings(
         models=models or (None,),
-        providers=protocol.names(provider),
-        memories=protocol.names(memory),
-        threads=protocol.numbers("threads", threads),
-        sizes=protocol.sizes(size) if size else ((None, None),),
-        steps=protocol.numbers("steps", steps) if steps else (None,),
-        counts=protocol.numbers("count", count),
+        providers=grid.names(provider),
+        memories=grid.names(memory),
+        threads=grid.numbers("threads", threads),
+        sizes=grid.sizes(size) if size else ((None, None),),
+        steps=grid.numbers("steps", steps) if steps else (None,),
+        counts=grid.numbers("count", count),
+        against=grid.names(against) if against else (),
         **asked,
     )
     write = report.keeper({"json": output, "csv": csv, "markdown": markdown})
@@ -266,7 +293,7 @@ def bench(
 
     try:
         with console.progress() as advance:
-            protocol.run(settings, advance, keep)
+            protocol.run(settings, advance, keep, sheet)
     finally:
         if kept:
             click.echo((report.as_json if as_json else report.text)(kept[0]).rstrip("\n"))

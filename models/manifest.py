@@ -22,6 +22,8 @@ Precision = Literal["fp32", "fp16", "int8", "int4"]
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 Spacing = Literal["linspace", "leading", "trailing"]
+Final = Literal["zero", "sigma_min"]
+"""Where the last step ends: at no noise, or at the model's smallest sigma."""
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -35,8 +37,19 @@ class Tensor(_Struct, frozen=True):
     shape: tuple[int | str, ...]
 
 
+class Graph(_Struct, frozen=True):
+    """A further graph of a component, over the same weight file."""
+
+    graph: str
+    """Path of the ONNX file inside the bundle, with forward slashes; beside the component's own."""
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    grid: int | None = None
+    """Latent pixels along one side of a token of the self-attentions that `token_stride` is for; None where there are none."""
+
+
 class Component(_Struct, frozen=True):
-    """One graph."""
+    """One graph, and what was cut from it."""
 
     graph: str
     """Path of the ONNX file inside the bundle, with forward slashes."""
@@ -45,6 +58,8 @@ class Component(_Struct, frozen=True):
     outputs: dict[str, Tensor]
     parity_db: float | None = None
     """The worst signal-to-noise ratio in dB against torch float32, as measured at export."""
+    graphs: dict[str, Graph] = {}
+    """Graphs that do less work, by name; `export/reuse.py` makes a U-Net's `full` and `shallow`."""
 
 
 class Tokenizer(_Struct, frozen=True):
@@ -69,6 +84,8 @@ class Noise(_Struct, frozen=True):
     steps_offset: int = 1
     zero_terminal_snr: bool = False
     flow_shift: float = 1.0
+    final: Final = "zero"
+    """Where DDIM and PNDM end: sigma_min is what diffusers calls `set_alpha_to_one=False`."""
 
 
 class Latent(_Struct, frozen=True):

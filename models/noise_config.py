@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from .errors import BundleError
-from .manifest import BetaSchedule, Noise, Prediction, Spacing
+from .manifest import BetaSchedule, Final, Noise, Prediction, Spacing
 
 FILE_NAME = "scheduler_config.json"
-
-Final = Literal["zero", "sigma_min"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ CLASSES: Mapping[str, _Class] = MappingProxyType(
         "KDPM2DiscreteScheduler": _Class("dpm2", beta_ends=_SD),
         "LCMScheduler": _Class("lcm", spacing="leading", betas="scaled_linear", beta_ends=_SD),
         "LMSDiscreteScheduler": _Class("lms"),
-        "PNDMScheduler": _Class("pndm", spacing="leading", final="sigma_min"),
+        "PNDMScheduler": _Class("pndm", spacing="leading"),
         "TCDScheduler": _Class("tcd", spacing="leading", betas="scaled_linear", final="sigma_min", beta_ends=_SD),
         "UniPCMultistepScheduler": _Class("unipc"),
     }
@@ -143,7 +141,7 @@ def from_scheduler_config(config: Mapping[str, object], where: str = FILE_NAME) 
     _one_of("interpolation_type", known.interpolation_type or "linear", ("linear",), where)
     _one_of("timestep_type", known.timestep_type or "discrete", ("discrete",), where)
     sampler, options = _solver(own.sampler, known, where)
-    return SchedulerConfig(noise, sampler, _schedule(known), _final(own, known, where), MappingProxyType(options))
+    return SchedulerConfig(noise, sampler, _schedule(known), _final(own, known, noise, where), MappingProxyType(options))
 
 
 def _noise(own: _Class, config: _Config, where: str) -> Noise:
@@ -165,6 +163,7 @@ def _noise(own: _Class, config: _Config, where: str) -> Noise:
         steps_offset=config.steps_offset or 0,
         zero_terminal_snr=bool(config.rescale_betas_zero_snr),
         flow_shift=next((shift for shift in (config.shift, config.flow_shift) if shift is not None), 1.0),
+        final="sigma_min" if config.set_alpha_to_one is False or (own.sampler == "pndm" and config.set_alpha_to_one is None) else "zero",
     )
     if not (0.0 < noise.beta_start <= noise.beta_end < 1.0 and 0.0 < noise.flow_shift < 1e6):
         what = f"betas from {noise.beta_start} to {noise.beta_end}, shift {noise.flow_shift}"
@@ -180,9 +179,9 @@ def _schedule(config: _Config) -> str:
     return "beta" if config.use_beta_sigmas else "model"
 
 
-def _final(own: _Class, config: _Config, where: str) -> Final:
-    if own.sampler in {"ddim", "pndm"} and config.set_alpha_to_one is not None:
-        return "zero" if config.set_alpha_to_one else "sigma_min"
+def _final(own: _Class, config: _Config, noise: Noise, where: str) -> Final:
+    if own.sampler in {"ddim", "pndm"}:
+        return noise.final
     ends: tuple[Final, ...] = ("zero", "sigma_min")
     return own.final if config.final_sigmas_type is None else _one_of("final_sigmas_type", config.final_sigmas_type, ends, where)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..models.errors import RequestError
-from . import adapters, metadata, pictures
+from . import metadata, pictures, recording
 from .grammar import NUMBER
+from .parameters import Record
 from .request import Fields, Request
+from .samplers import Option
 
 
 def request_of(prompt: str | None, source: Path | None, options: Mapping[str, Any]) -> Request:
@@ -30,8 +31,16 @@ def request_of(prompt: str | None, source: Path | None, options: Mapping[str, An
         fields["mask"] = pictures.read_mask(fields["mask"])
     if "loras" in fields:
         fields["loras"] = tuple(lora_of(text) for text in fields["loras"])
+    if "sampler_options" in fields:
+        fields["sampler_options"] = dict(option_of(text) for text in fields["sampler_options"])
+    for name in ("timesteps", "sigmas"):
+        if name in fields:
+            fields[name] = numbers_of(name, fields[name])
     if source is not None:
-        return _from_record(source, {**fields, **({} if prompt is None else {"prompt": prompt})})
+        record = metadata.read(source).record
+        if record is None:
+            raise RequestError(f"{source}: has no record of ours: expected a picture that diffusette drew, with its metadata")
+        return recording.request_of(record, {**fields, **({} if prompt is None else {"prompt": prompt})}, str(source))
     if prompt is None:
         raise RequestError('no prompt: expected words to draw, as in diffusette generate "red apple, flat style"')
     return Request(prompt, **Fields(**fields))
@@ -41,6 +50,35 @@ def lora_of(text: str) -> tuple[Path, float]:
     """FILE or FILE:WEIGHT as a path and a weight, 1 if there is none."""
     path, colon, weight = text.rpartition(":")
     return (Path(path), float(weight)) if path and colon and re.fullmatch(NUMBER, weight) else (Path(text), 1.0)
+
+
+def option_of(text: str) -> tuple[str, Option]:
+    """NAME=VALUE as a name and a number, true or false, or a word.
+
+    Raises:
+        RequestError: it has not that form.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not name or not equals:
+        raise RequestError(f"sampler option {text!r}: expected NAME=VALUE, such as eta=0.5")
+    if value.lower() in {"true", "false"}:
+        return name, value.lower() == "true"
+    if re.fullmatch(r"[+-]?\d+", value):
+        return name, int(value)
+    return name, float(value) if re.fullmatch(NUMBER, value) else value
+
+
+def numbers_of(name: str, text: str) -> tuple[float, ...]:
+    """The numbers in `text`, with commas between them; messages begin with `name`.
+
+    Raises:
+        RequestError: there is something else.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    wrong = next((part for part in parts if not re.fullmatch(NUMBER, part)), "" if not parts else None)
+    if wrong is not None:
+        raise RequestError(f"{name}: {wrong!r} is no number: expected numbers with commas between them, such as 999,800,600,400,200")
+    return tuple(float(part) for part in parts)
 
 
 def lines(path: Path) -> tuple[str, ...]:
@@ -55,50 +93,26 @@ def lines(path: Path) -> tuple[str, ...]:
         raise RequestError(f"{path}: cannot be read as text ({error}): expected a prompt a line in UTF-8") from error
 
 
-def _from_record(source: Path, given: Mapping[str, Any]) -> Request:
-    """The request that drew `source`, with what is `given` changed."""
-    record = metadata.read(source).record
-    if record is None:
-        raise RequestError(f"{source}: has no record of ours: expected a picture that diffusette drew, with its metadata")
-    if record.extra.get("strength") is not None and "init" not in given:
-        raise RequestError(f"{source}: was drawn over another picture, which it does not hold: give that one with --init")
-    extra = {name: value for name, value in record.extra.items() if name != "safety"}  # said of that picture; this one is checked anew
-    strange = extra.keys() - Fields.__annotations__.keys()
-    if strange:
-        raise RequestError(
-            f"{source}: its record has {', '.join(sorted(strange))[:200]}, which this version does not know: upgrade diffusette"
-        )
-    fields: dict[str, Any] = {
-        "negative": record.negative,
-        "width": record.width,
-        "height": record.height,
-        "steps": record.steps,
-        "guidance": record.guidance,
-        "sampler": record.sampler,
-        "schedule": record.schedule,
-        "seed": record.seed,
-        **extra,
-        **adapters.recorded(record.extra, given, same_prompt="prompt" not in given),
-    }
-    return replace(Request(record.prompt, **Fields(**fields)), **given)
+def paths_for(output: Path | None, request: Request) -> Callable[[Record], Path]:
+    """Record → path of its picture: `output`, with the seed before the ending if there are several, and the variation's if it has one.
 
-
-def paths_for(output: Path | None, request: Request) -> Callable[[int], Path]:
-    """Seed → path of its picture: `output`, with the seed before the ending if there are several.
-
-    Without `output`, a name made of the prompt's first words and the seed, in the current folder.
+    Without `output`, a name made of the prompt's first words and the seeds, in the current folder.
 
     Raises:
         RequestError: the folder does not exist, or the ending is of no format that can be written.
     """
     if output is None:
         words = "-".join(re.findall(r"\w+", request.prompt.casefold())[:6])[:60] or "picture"
-        return lambda seed: Path(f"{words}-{seed}.png")
+        return lambda record: Path(f"{words}-{_seeds(record)}.png")
     metadata.format_of(output)
     if not output.parent.is_dir():
         raise RequestError(f"{output.parent}: no such folder: create it first, or write elsewhere with -o")
     if output.is_dir():
         raise RequestError(f"{output} is a folder: expected the name of a picture, such as {output / 'picture.png'}")
     if request.count == 1:
-        return lambda seed: output  # noqa: ARG005  # one signature
-    return lambda seed: output.with_name(f"{output.stem}-{seed}{output.suffix}")
+        return lambda record: output  # noqa: ARG005  # one signature
+    return lambda record: output.with_name(f"{output.stem}-{_seeds(record)}{output.suffix}")
+
+
+def _seeds(record: Record) -> str:
+    return "-".join(str(seed) for seed in (record.seed, record.extra.get("variation_seed")) if seed is not None)

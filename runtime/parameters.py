@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from ..models.errors import RequestError
+from .hires import UPSCALERS
 from .prompts import clean
 from .samplers import SAMPLERS
 from .schedules import SCHEDULES
@@ -34,16 +36,30 @@ _PLAIN = {
     "Sampler": "sampler",
     "Schedule type": "schedule",
     "CFG scale": "guidance",
+    "Image CFG scale": "image_guidance",
     "Seed": "seed",
+    "Variation seed": "variation_seed",
+    "Variation seed strength": "variation",
     "Model hash": "model_hash",
     "Model": "model",
     "Denoising strength": "strength",
+    "Mask blur": "mask_blur",
+    "Masked area padding": "mask_padding",
+    "Hires upscale": "hires",
+    "Hires steps": "hires_steps",
+    "Hires upscaler": "hires_upscaler",
+    "Refiner switch at": "refiner_start",
     "Clip skip": "clip_skip",
     "RNG": "rng",
 }
 """Our names of what the web UI calls otherwise."""
-_LABELS = {field: label for label, field in _PLAIN.items()}
-_NUMBERS = {"steps": int, "seed": int, "clip_skip": int, "guidance": float, "strength": float}
+_OPTIONS = {"eta": "Eta", "s_churn": "Sigma churn", "s_tmin": "Sigma tmin", "s_tmax": "Sigma tmax", "s_noise": "Sigma noise"}
+"""The web UI's names of sampler options."""
+_LABELS = {field: label for label, field in _PLAIN.items()} | {"hires_strength": "Denoising strength", "init": "", "mask": ""}
+_NUMBERS = {
+    **dict.fromkeys(("steps", "seed", "variation_seed", "mask_padding", "hires_steps", "clip_skip"), int),
+    **dict.fromkeys(("guidance", "image_guidance", "strength", "variation", "mask_blur", "hires", "refiner_start"), float),
+}
 _JSON = json.JSONDecoder()
 
 
@@ -113,7 +129,7 @@ def compose(record: Record) -> str:
         "Model hash": record.model_hash[:10],
         "Model": record.model,
     }
-    for field, value in sorted(record.extra.items()):
+    for field, value in sorted(_shown(record.extra).items()):
         label = _LABELS.get(field, field.replace("_", " ").capitalize())
         if isinstance(value, (str, int, float)) and _KEY.fullmatch(label) and label not in values:
             values[label] = value + 1 if field == "clip_skip" and isinstance(value, int) else value  # the web UI counts from 1
@@ -121,6 +137,20 @@ def compose(record: Record) -> str:
     last = ", ".join(f"{label}: {_quoted(value)}" for label, value in values.items() if value != "")
     negative = f"\n{_NEGATIVE} {record.negative}" if record.negative else ""
     return f"{record.prompt}{negative}\n{last}".replace("\0", "\ufffd")
+
+
+def _shown(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """`extra` with what the web UI writes otherwise."""
+    found = {**extra}
+    options = found.pop("sampler_options", {})
+    if isinstance(options, dict):
+        found |= {_OPTIONS.get(name, name): value for name, value in options.items()}
+    if found.pop("only_masked", False):
+        found["Inpaint area"] = "Only masked"
+    upscaler = UPSCALERS.get(str(found.get("hires_upscaler")))
+    if upscaler:
+        found["hires_upscaler"] = upscaler.label
+    return found
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -149,6 +179,8 @@ def parse(text: str) -> dict[str, Any]:
                 extra[label] = value
         else:
             extra[label] = value
+    if "hires" in found and "strength" in found:
+        found["hires_strength"] = found.pop("strength")
     if "clip_skip" in found:
         found["clip_skip"] = max(0, found["clip_skip"] - 1)
     return {**found, "extra": extra}

@@ -7,26 +7,30 @@ progress, previews and cancelling belong to the caller. `Pipeline.generate` runs
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 from PIL import Image
 
-from ..models import manifest as manifests
 from ..models.bundle import DEMO, Bundle, open_bundle
-from ..models.errors import NumericalError, RequestError, ResourceError
+from ..models.errors import RequestError, ResourceError
 from ..models.families import FAMILIES, Family
 from ..models.manifest import Manifest
-from . import adapters, denoise, inpaint, machine, pictures, randomness, samplers, text, vae
+from . import adapters, denoise, graph_cache, hires, inpaint, machine, pictures, preview, recording, refine, samplers, text, vae
 from .adapters import Adapted
-from .components import Components, Handle, choose_plan
+from .components import PLANS, TILE, Components, Handle, choose_plan
 from .denoise import Array, Conditioning, Denoise, Feeds, Guidance, Weighted
+from .drawing import Drawing, Run
+from .inpaint import Scene
 from .parameters import Record
 from .providers import resolve
-from .request import Fields, Job, Request, settle
+from .request import TINY_DECODER, Fields, Job, Pass, Request, settle
+from .safety import COMPONENT as CHECKER
+from .safety import Filter, open_filter
 from .session import SessionOptions
 from .tokenizer import open_tokenizer
 
@@ -38,10 +42,15 @@ class Step:
     picture: int
     """Index of the picture, from 0."""
     number: int
-    """Steps done, from 1."""
+    """Steps of it done, from 1."""
     total: int
+    """Steps that it takes, over all its passes."""
     latents: Array
-    """(1, channels, height, width); `Pipeline.preview` makes a picture of it."""
+    """(1, channels, height, width), float32, with the noise that is left."""
+    denoised: Array
+    """What the model takes for the finished latents; `Pipeline.preview` makes a picture of it."""
+    done: float
+    """The share of the steps of all pictures that is done, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,8 @@ class Picture:
     seed: int
     record: Record
     """What it takes to draw it again; goes into the file's metadata."""
+    flagged: bool = False
+    """The safety checker found it unsafe: `image` is black."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,8 @@ class Result:
     """What the user should know: what was cut from the prompt, what `auto` passed over."""
     timings: dict[str, float]
     """Seconds by component, and `total`."""
+    safety: Literal["on", "off", "none"] = "none"
+    """Whether the bundle's safety checker saw the pictures, was switched off, or is not there."""
 
     @property
     def images(self) -> tuple[Image.Image, ...]:
@@ -88,10 +101,17 @@ class Pipeline:
     bundle: Bundle
     components: Components
     notes: tuple[str, ...] = ()
+    safety: bool = True
+    """Whether the bundle's safety checker, if it has one, sees every finished picture."""
     encoders: tuple[text.TextEncoder, ...] = field(default=())
+    filter: Filter | None = None
+    refiner: Pipeline | None = None
+    """Draws the last steps (SDXL's refiner)."""
+    _factors: preview.Factors | None = None
 
     def __post_init__(self) -> None:
         self.encoders = tuple(_encoders(self.bundle, self.components))
+        self.filter = open_filter(self.bundle, self.components) if self.safety else None
 
     @property
     def manifest(self) -> Manifest:
@@ -106,10 +126,14 @@ class Pipeline:
     def close(self) -> None:
         """Give the memory of all sessions back. The pipeline can still draw: they open again."""
         self.components.close()
+        if self.refiner is not None:
+            self.refiner.close()
 
     def cancel(self) -> None:
         """Stop the model call that runs now, from any thread; whoever waits for it gets `session.Cancelled`."""
         self.components.cancel()
+        if self.refiner is not None:
+            self.refiner.cancel()
 
     def generate(self, prompt: str | Request, **fields: Unpack[Fields]) -> Result:
         """Draw `prompt`; `fields` are those of `Request`.
@@ -124,20 +148,21 @@ class Pipeline:
 
     def watch(self, request: Request, seen: Callable[[Step | Picture], None]) -> Result:
         """`generate`, with `seen` called after each step and with each picture as soon as it is done."""
-        started, before = time.perf_counter(), dict(self.components.seconds)
+        started, before = time.perf_counter(), self._seconds()
         notes: list[str] = []
         drawn: list[Picture] = []
         for event in self.steps(request, notes):
             seen(event)
             if isinstance(event, Picture):
                 drawn.append(event)
-        timings = {name: seconds - before.get(name, 0.0) for name, seconds in self.components.seconds.items()}
+        timings = {name: seconds - before.get(name, 0.0) for name, seconds in self._seconds().items()}
         return Result(
             pictures=tuple(drawn),
             provider=self.components.provider.name,
             plan=self.components.plan,
             notes=(*self.notes, *self.components.notes(), *notes),
             timings={**timings, "total": time.perf_counter() - started},
+            safety="none" if CHECKER not in self.components else "on" if self.safety else "off",
         )
 
     def steps(self, request: Request, notes: list[str] | None = None) -> Iterator[Step | Picture]:
@@ -146,118 +171,198 @@ class Pipeline:
         Stop iterating to cancel. What the user should know is appended to `notes`.
         """
         notes = [] if notes is None else notes
-        job = settle(request, self.manifest)
+        job = settle(request, self.manifest, refines=self.refiner is not None)
         adapted = adapters.adapt(request, self.bundle, self.components, self.encoders)
-        encoded = text.encode(
-            request.prompt,
-            adapted.encoders,
-            job.sigmas,
-            negative=request.negative if job.guidance != 1 else None,
-            clip_skip=request.clip_skip,
-            sizes=self._sizes(job),
-            zero_empty_negative=self.family.name == "sdxl",
-        )
-        notes += (*adapted.notes, *encoded.notes)
-        start = None if request.init is None else self._encode(job, request.init)
-        model = self._denoiser(job, adapted.unet, encoded, start)
-        finished: list[tuple[int, Array]] = []
-        for index, seed in enumerate(job.seeds):
-            latents = None
-            for number, latents in enumerate(self._draw(job, model, seed, start), 1):
-                yield Step(index, number, len(job.sigmas) - 1, latents)
-            assert latents is not None
-            finished.append((seed, latents))
-            if self.components.plan == "resident":
-                yield self._finish(job, adapted, *finished.pop(), notes)
-        for seed, latents in finished:
-            yield self._finish(job, adapted, seed, latents, notes)
+        notes += adapted.notes
+        scene = _scene(job)
+        runs = self._runs(job, adapted, scene, notes)
+        said = {**adapted.record, **recording.inputs(request, self.refiner.manifest if self.refiner else None)}
+        drawings = [Drawing(job.request, *seeds) for seeds in zip(range(request.count), job.seeds, job.variation_seeds, strict=True)]
+        done, total = 0, sum(run.steps for run in runs)
+        for group in [[one] for one in drawings] if self.components.plan == "resident" else [drawings]:
+            for run in runs:
+                self._make_room(run.owner)
+                run.begin(group)
+                for drawing in group:
+                    for latents in run.draw(drawing, job.sampler, job.options):
+                        done += 1
+                        yield Step(drawing.index, drawing.steps, total, latents, drawing.denoised, done / (total * request.count))
+            self._make_room(self.components)
+            images = (self._image(job, scene, drawing, notes) for drawing in group)
+            # The decoder and the safety checker are each opened once.
+            for drawing, image in zip(group, images if self.filter is None else list(images), strict=True):
+                yield self._finish(job, drawing, image, said, notes)
 
-    def preview(self, latents: Array) -> Image.Image:
-        """A picture of unfinished `latents`, by the VAE's decoder: as costly as the last step."""
-        return pictures.to_image(vae.decode(self.components.get("vae_decoder"), latents, self.manifest.latent))
+    def preview(self, latents: Array, *, cheap: bool = False) -> Image.Image:
+        """A picture of unfinished `latents` (best `Step.denoised`) by the VAE's decoder: as costly as the end of a picture.
+
+        `cheap`: by the tiny decoder, if the bundle has one, else a small picture with a pixel for each latent pixel, almost for free.
+        """
+        if not cheap or TINY_DECODER in self.components:
+            name = TINY_DECODER if cheap else "vae_decoder"
+            return pictures.to_image(vae.decode(self.components.get(name), latents, self.manifest.latent))
+        if self._factors is None:
+            latent = self.manifest.latent
+            found = preview.known(self.family.architecture, latent.channels)
+            self._factors = preview.fit(self._encode, latent.downscale) if found is None else found
+        return preview.linear(latents, self._factors)
+
+    def _seconds(self) -> dict[str, float]:
+        """Time spent inside each component so far."""
+        refining = {} if self.refiner is None else self.refiner.components.seconds
+        return {**self.components.seconds, **{f"refiner_{name}": seconds for name, seconds in refining.items()}}
 
     @property
     def family(self) -> Family:
         return FAMILIES[self.manifest.family]
 
-    def _sizes(self, job: Job) -> text.Sizes | None:
+    def _runs(self, job: Job, adapted: Adapted, scene: Scene | None, notes: list[str]) -> list[Run]:
+        """The ways through noise levels that each picture takes: one, with hires a second, with a refiner the end of the last apart."""
+        encoded = self._encode_prompt(job, job.passes[0], adapted.encoders, notes)
+        start = None if scene is None else self._encode(pictures.to_array(scene.picture))
+        seen = self._picture_channels(scene, start)
+
+        def keeping(model: Callable[[], Denoise]) -> Callable[[Drawing], Denoise]:
+            """`model`, holding to what the mask does not cover, unless the U-Net sees that by itself."""
+            if scene is None or scene.mask is None or start is None or self.family.task == "inpaint":
+                return lambda _drawing: model()
+            mask, known = inpaint.latent_mask(inpaint.pixel_mask(scene.mask), self.manifest.latent.downscale), start
+            return lambda drawing: inpaint.keep_outside(model(), mask, known, drawing.noise)
+
+        runs = [
+            Run(
+                self.components,
+                one.sigmas,
+                partial(self._begin, job, start) if number == 0 else partial(self._enlarge, job, notes),
+                keeping(partial(self._denoiser, job, one, adapted.unet, encoded, seen)),
+            )
+            for number, one in enumerate(job.passes)
+        ]
+        if self.refiner is None or job.request.refiner_start is None:
+            return runs
+        *before, last = runs
+        place = refine.handover(last.sigmas, self.manifest.noise, job.request.refiner_start)
+        self._make_room(self.refiner.components)
+        end = job.passes[-1]
+        states = self.refiner._encode_prompt(job, end, self.refiner.encoders, notes)  # noqa: SLF001  # one of us
+        unet = self.refiner.components.get("unet")
+        model = partial(self.refiner._denoiser, job, end, unet, states, {})  # noqa: SLF001  # likewise
+        return [*before, *refine.split(last, place, self.refiner.components, keeping(model), notes)]
+
+    def _encode_prompt(self, job: Job, one: Pass, encoders: Sequence[text.TextEncoder], notes: list[str]) -> text.Encoded:
+        request = job.request
+        encoded = text.encode(
+            request.prompt,
+            encoders,
+            one.sigmas,
+            negative=request.negative if job.guidance != 1 else None,
+            clip_skip=request.clip_skip,
+            sizes=self._sizes(one),
+            zero_empty_negative=self.family.architecture == "sdxl" and self.family.task != "refine",
+        )
+        notes += [note for note in encoded.notes if note not in notes]
+        return encoded
+
+    def _sizes(self, one: Pass) -> text.Sizes | None:
         """What SDXL wants to know about the picture."""
         if self.family.architecture != "sdxl":
             return None
-        size = (job.height, job.width)
+        size = (one.height, one.width)
         return text.Sizes(original=size, target=size, aesthetic=(6.0, 2.5) if self.family.task == "refine" else None)
 
-    def _denoiser(self, job: Job, unet: Handle, encoded: text.Encoded, start: Array | None) -> Denoise:
+    def _denoiser(self, job: Job, one: Pass, unet: Handle, encoded: text.Encoded, seen: Feeds) -> Denoise:
         """The U-Net with everything the prompt, the guidance and the family add to it."""
         noise = self.manifest.noise
         predict = denoise.unet(unet, noise)
-        guidance = Guidance(scale=job.guidance, rescale=job.request.rescale)
-        extra: dict[str, Array] = {}
+        guidance = Guidance(scale=job.guidance, rescale=job.request.rescale, interval=job.interval)
+        extra = dict(seen)
         if "timestep_cond" in unet.inputs:  # distilled to be guided by a number: no negative prompt, one call a step
             width = unet.inputs["timestep_cond"].shape[-1]
             assert isinstance(width, int)
             extra["timestep_cond"] = denoise.guidance_embedding(job.guidance, width)
             return denoise.guided(predict, noise.prediction, _adding(encoded.positive, extra), None, Guidance(scale=1.0))
-        if self.family.task in {"inpaint", "instruct"}:
-            extra[denoise.EXTRA_CHANNELS] = self._picture_channels(job, start)
+        sizes = self._sizes(one)
+        if sizes is not None and one is not job.passes[0]:  # the text was encoded with the sizes of the first
+            extra["time_ids"] = sizes.time_ids()
         positive = _adding(encoded.positive, extra)
         negative = None if encoded.negative is None else _adding(encoded.negative, extra)
         if self.family.task == "instruct" and negative is not None:
-            return denoise.guided_by_picture(predict, noise.prediction, positive, negative, guidance)
+            picture_scale = 1.5 if job.request.image_guidance is None else job.request.image_guidance
+            return denoise.guided_by_picture(predict, noise.prediction, positive, negative, replace(guidance, picture_scale=picture_scale))
         return denoise.guided(predict, noise.prediction, positive, negative, guidance)
 
-    def _picture_channels(self, job: Job, start: Array | None) -> Array:
+    def _picture_channels(self, scene: Scene | None, start: Array | None) -> dict[str, Array]:
         """What U-Nets that work on a picture see beside the sample: mask and masked picture, or the picture itself."""
-        request, latent = job.request, self.manifest.latent
-        if start is None or request.init is None:
+        if self.family.task not in {"inpaint", "instruct"}:
+            return {}
+        if start is None or scene is None:
             raise RequestError(f"{self.manifest.source.name} works on a picture: give one with init (--init FILE)")
         if self.family.task == "instruct":
-            return start / np.float32(latent.scaling)
-        everything = Image.new("L", request.init.size, 255)
-        mask = inpaint.pixel_mask(request.mask or everything, job.width, job.height)
-        picture = pictures.to_array(pictures.fit(request.init, job.width, job.height)) * (mask < 0.5)
-        masked = vae.encode(self.components.get("vae_encoder"), picture, latent, tiled=self.components.plan == "streamed")
-        return np.concatenate([inpaint.latent_mask(mask, latent.downscale), masked], axis=1)
+            return {denoise.EXTRA_CHANNELS: start / np.float32(self.manifest.latent.scaling)}
+        mask = inpaint.pixel_mask(scene.mask or Image.new("L", scene.picture.size, 255))
+        masked = self._encode(pictures.to_array(scene.picture) * (mask < 0.5))
+        return {denoise.EXTRA_CHANNELS: inpaint.channels(mask, masked)}
 
-    def _encode(self, job: Job, init: Image.Image) -> Array:
-        fitted = pictures.to_array(pictures.fit(init, job.width, job.height))
-        return vae.encode(self.components.get("vae_encoder"), fitted, self.manifest.latent, tiled=self.components.plan == "streamed")
+    def _begin(self, job: Job, start: Array | None, group: Sequence[Drawing]) -> None:
+        """The first latents of pictures: noise, over the latents `start` if there are any."""
+        latent, first = self.manifest.latent, job.passes[0]
+        sigma = float(first.sigmas[0])
+        anew = job.request.strength == 1 and self.family.task in {"inpaint", "instruct"}  # these U-Nets see the picture anyway
+        for drawing in group:
+            shape = (1, latent.channels, first.height // latent.downscale, first.width // latent.downscale)
+            noise = drawing.draw_noise(shape)
+            if start is None or anew:
+                drawing.latents = noise * np.float32(samplers.start_scale(job.sampler, self.manifest.noise, sigma))
+            else:
+                drawing.latents = start + np.float32(sigma) * noise
 
-    def _draw(self, job: Job, model: Denoise, seed: int, start: Array | None) -> Iterator[Array]:
-        """The latents after each step of one picture."""
-        latent, request = self.manifest.latent, job.request
-        rng = randomness.rng(request.rng, seed)
-        noise = rng.normal((1, latent.channels, job.height // latent.downscale, job.width // latent.downscale))
-        sigma = float(job.sigmas[0])
-        if start is None or (self.family.task == "inpaint" and request.strength == 1):  # its U-Net sees the picture anyway
-            x = noise * np.float32(samplers.start_scale(job.sampler, self.manifest.noise, sigma))
+    def _enlarge(self, job: Job, notes: list[str], group: Sequence[Drawing]) -> None:
+        """Hires: from the latents of the first pass to the first ones of the second."""
+        latent, second = self.manifest.latent, job.passes[1]
+        upscaler = hires.find(job.request.hires_upscaler)
+        drawn = [drawing.latents for drawing in group]
+        if upscaler.kernel is None:
+            decoded = [pictures.to_image(self._decode(job, latents, notes)) for latents in drawn]
+            drawn = [self._encode(pictures.to_array(pictures.fit(image, second.width, second.height))) for image in decoded]
         else:
-            x = start + np.float32(sigma) * noise
-            if request.mask is not None and self.family.task != "inpaint":
-                mask = inpaint.latent_mask(inpaint.pixel_mask(request.mask, job.width, job.height), latent.downscale)
-                model = inpaint.keep_outside(model, mask, start, noise)
-        for number, x in enumerate(job.sampler.function(model, x, job.sigmas, rng), 1):  # noqa: B020  # the sample itself moves on
-            if not np.isfinite(x).all():
-                raise NumericalError(
-                    f"step {number}: NaN or Inf in the latents: expected finite numbers; use more steps, less guidance, or an fp32 U-Net"
-                )
-            yield x
+            size = (second.height // latent.downscale, second.width // latent.downscale)
+            drawn = [hires.resize(latents, *size, upscaler) for latents in drawn]
+        for drawing, latents in zip(group, drawn, strict=True):
+            drawing.latents = latents + np.float32(second.sigmas[0]) * drawing.draw_noise(latents.shape)
 
-    def _finish(self, job: Job, adapted: Adapted, seed: int, latents: Array, notes: list[str]) -> Picture:
-        decoder, latent = self.components.get("vae_decoder"), self.manifest.latent
-        tiled = self.components.plan == "streamed"
+    def _encode(self, picture: Array) -> Array:
+        return vae.encode(self.components.get("vae_encoder"), picture, self.manifest.latent, tile=self.components.tile)
+
+    def _decode(self, job: Job, latents: Array, notes: list[str]) -> Array:
+        decoder, latent = self.components.get(TINY_DECODER if job.request.decoder == "tiny" else "vae_decoder"), self.manifest.latent
+        tile = self.components.tile
         try:
-            decoded = vae.decode(decoder, latents, latent, tiled=tiled)
+            return vae.decode(decoder, latents, latent, tile=tile)
         except ResourceError:
-            if tiled:
+            if tile:
                 raise
-            notes.append("memory did not suffice to decode the picture whole: it was decoded in tiles")
-            decoded = vae.decode(decoder, latents, latent, tiled=True)
-        image = pictures.to_image(decoded)
-        request = job.request
-        if request.mask is not None and request.init is not None:
-            image = inpaint.paste(image, pictures.fit(request.init, job.width, job.height), request.mask)
-        return Picture(image, seed, _record(job, adapted, seed, self.manifest))
+        notes.append("memory did not suffice to decode the picture whole: it was decoded in tiles")
+        return vae.decode(decoder, latents, latent, tile=TILE)
+
+    def _make_room(self, owner: Components) -> None:
+        """Unless everything may stay in memory, close what is not `owner`'s."""
+        others = (self.components, *((self.refiner.components,) if self.refiner else ()))
+        for other in others if self.components.plan != "resident" else ():
+            if other is not owner:
+                other.close()
+
+    def _image(self, job: Job, scene: Scene | None, drawing: Drawing, notes: list[str]) -> Image.Image:
+        image = pictures.to_image(self._decode(job, drawing.latents, notes))
+        return image if scene is None else scene.finished(image)
+
+    def _finish(self, job: Job, drawing: Drawing, image: Image.Image, said: Mapping[str, Any], notes: list[str]) -> Picture:
+        flagged = self.filter is not None and self.filter.flags(image)
+        if flagged:
+            notes.append(f"seed {drawing.seed}: the safety checker flagged the picture, so it is black: draw with another seed or prompt")
+            image = Image.new("RGB", image.size)
+        off = not self.safety and CHECKER in self.components
+        said = {**said, "safety": "flagged" if flagged else "off"} if flagged or off else said
+        return Picture(image, drawing.seed, recording.record_of(job, drawing, self.manifest, said), flagged)
 
 
 def load(
@@ -266,11 +371,16 @@ def load(
     memory: str = "auto",
     *,
     threads: int = 0,
-    cache: Path | None = None,
+    cache: str | Path | None = "auto",
+    safety: bool = True,
+    refiner: str | Path | None = None,
 ) -> Pipeline:
     """Open the bundle in `folder`, or the demo model, to draw with it.
 
-    `threads` 0 takes one a physical core; optimized graphs are kept in the folder `cache`, if one is given.
+    `threads` 0 takes one a physical core; optimized graphs of large models are kept in the folder `cache`, "auto" the
+    system's place for caches, so that the next start is fast; None keeps nothing. With `safety` off,
+    the bundle's safety checker, if it has one, does not see the pictures, and the result says so. The bundle `refiner` draws
+    the last steps; where memory is `auto`, it and the base are then never open at once.
 
     Raises:
         BundleError: no bundle there, or it is damaged, hostile or made for something else.
@@ -280,8 +390,28 @@ def load(
     bundle = open_bundle(DEMO if folder is None else Path(folder))
     chosen = resolve(provider, bundle.manifest.target)
     plan, note = choose_plan(memory, bundle)
-    options = SessionOptions(threads=threads or machine.cores(), cache=cache)
-    return Pipeline(bundle, Components(bundle, chosen, plan, options), tuple(one for one in (chosen.note, note) if one))
+    folder_of_cache, homeless = _cache(cache, bundle)
+    options = SessionOptions(threads=threads or machine.cores(), cache=folder_of_cache)
+    second: Pipeline | None = None
+    if refiner is not None:
+        refining = open_bundle(Path(refiner))
+        refine.check(bundle.manifest, refining.manifest)
+        if memory == "auto":
+            plan = max(plan, choose_plan(memory, refining)[0], "sequential", key=PLANS.index)
+            note = f"memory: two models take turns, so the plan is {plan}"
+        components = Components(refining, resolve(chosen.name, refining.manifest.target), plan, options, adaptive=memory == "auto")
+        second = Pipeline(refining, components, safety=False)
+    components = Components(bundle, chosen, plan, options, adaptive=memory == "auto")
+    off = "" if safety or CHECKER not in components else "the safety filter was switched off"
+    return Pipeline(bundle, components, tuple(one for one in (chosen.note, note, homeless, off) if one), safety=safety, refiner=second)
+
+
+def _cache(cache: str | Path | None, bundle: Bundle) -> tuple[Path | None, str]:
+    """The folder for optimized graphs, if any of `bundle` is worth it; none, and a note where there should be one."""
+    if cache is None or not any(graph_cache.pays(bundle.path(one.graph)) for one in bundle.manifest.components.values()):
+        return None, ""
+    folder = graph_cache.default_folder() if cache == "auto" else Path(cache)
+    return folder, "" if folder else f"optimized graphs are not cached: {graph_cache.why_unwritable(None)}"
 
 
 def _adding(conditioning: Conditioning, extra: Feeds) -> Conditioning:
@@ -300,24 +430,10 @@ def _encoders(bundle: Bundle, components: Components) -> Iterator[text.TextEncod
         yield text.TextEncoder(components.get(encoder), tokenizer, penultimate=several or is_second, pooled=is_second)
 
 
-def _record(job: Job, adapted: Adapted, seed: int, manifest: Manifest) -> Record:
-    request = job.request
-    extra: dict[str, object] = {"clip_skip": request.clip_skip, "rescale": request.rescale, **adapted.record}
-    if request.rng != "numpy":
-        extra["rng"] = request.rng
-    if request.init is not None:
-        extra["strength"] = request.strength
-    return Record(
-        prompt=request.prompt,
-        negative=request.negative,
-        seed=seed,
-        steps=job.steps,
-        guidance=job.guidance,
-        sampler=job.sampler.name,
-        schedule=job.schedule,
-        width=job.width,
-        height=job.height,
-        model=manifest.source.name,
-        model_hash=manifests.fingerprint(manifest),
-        extra={name: value for name, value in extra.items() if value},
-    )
+def _scene(job: Job) -> Scene | None:
+    """What is drawn over."""
+    request, first = job.request, job.passes[0]
+    if request.init is None:
+        return None
+    padding = request.mask_padding if request.only_masked else None
+    return inpaint.scene(request.init, request.mask, first.width, first.height, blur=request.mask_blur, padding=padding)

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from types import MappingProxyType
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..models.errors import RequestError
+from ..models.families import FAMILIES
 from ..models.manifest import Manifest
-from . import samplers, schedules
-from .randomness import SEED_LIMIT
-from .samplers import Sampler
+from . import denoise, hires, pictures, samplers, schedules
+from .randomness import KINDS, SEED_LIMIT
+from .samplers import Option, Sampler
 
 MAX_SIDE = 4096
 """Pixels."""
 MAX_COUNT = 1000
 MAX_GUIDANCE = 100.0
 MAX_LORA = 100.0
+CUSTOM = "custom"
+"""The name of a schedule that came with the request, as `timesteps` or `sigmas`."""
+TINY_DECODER = "tiny_decoder"
+"""The component that may stand in for the VAE's decoder: latents as the U-Net has them → a picture in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +46,54 @@ class Request:
     """Classifier-free guidance scale; 1 switches it off and halves the work."""
     sampler: str | None = None
     """A name of `samplers.SAMPLERS`, or what A1111 or diffusers call it."""
+    sampler_options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
+    """What the sampler can be told (`samplers.Sampler.options`): eta, s_churn, s_noise, order, …"""
     schedule: str | None = None
+    timesteps: tuple[float, ...] = ()
+    """A schedule of your own: falling timesteps of the model, the number of steps among them; or `sigmas`."""
+    sigmas: tuple[float, ...] = ()
+    """A schedule of your own: falling noise levels in k-diffusion's scale; a 0 at the end may be left out."""
     seed: int | None = None
     """Of the first picture; the next ones count up. None draws one at random."""
     count: int = 1
+    variation: float = 0.0
+    """How far the first noise is turned towards that of `variation_seed`, 0 to 1 (A1111's variation seed strength). Above 0, pictures
+    of one request are variations of one: `seed` stays and `variation_seed` counts up."""
+    variation_seed: int | None = None
+    """None draws one at random."""
     init: Image.Image | None = None
     """Draw over this picture (image to image), resized to fit."""
-    strength: float = 0.75
-    """How much of `init` is drawn anew, 0 to 1."""
+    strength: float | None = None
+    """How much of `init` is drawn anew, 0 to 1; it leaves out steps at the front. By default 0.75, and 1 for models that see the picture
+    beside the noise (inpainting, pix2pix)."""
     mask: Image.Image | None = None
     """Draw anew only where this is white (inpainting); needs `init`."""
+    mask_blur: float = 4.0
+    """Pixels over which what is drawn fades into `init` (standard deviation)."""
+    only_masked: bool = False
+    """Draw the masked area alone, at the full size, and paste it into `init`, which keeps its size."""
+    mask_padding: int = 32
+    """Pixels of `init` around that area that the model sees too."""
+    hires: float = 1.0
+    """Draw at `width` × `height`, then upscale by this factor and draw over that: more pixels than the model was made for."""
+    hires_steps: int | None = None
+    """Steps drawn at the large size; by default `steps` × `hires_strength`."""
+    hires_strength: float | None = None
+    """How much is drawn anew there, 0 to 1; by default 0.5, for upscaled latents 0.6."""
+    hires_upscaler: str = "lanczos"
+    """A name of `hires.UPSCALERS`: lanczos of the picture, or latent, latent_nearest, …"""
+    refiner_start: float | None = None
+    """How far the base draws before the refiner takes over, as a share of the model's timesteps; by default 0.8 where there is one."""
+    decoder: str = "vae"
+    """What makes the picture of the latents: "vae", or the bundle's "tiny" decoder, in a fraction of the time."""
     clip_skip: int = 0
     """Layers of the text encoder left out at its end."""
     rescale: float = 0.0
     """Guidance rescale, 0 to 1 (Lin et al. 2023)."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The share of the steps in which guidance works, as two fractions (Kynkäänniemi et al. 2024); outside the work is halved."""
+    image_guidance: float | None = None
+    """Models that edit pictures (pix2pix): how strongly the picture holds; by default 1.5."""
     rng: str = "numpy"
     """Whose noise: "numpy", "torch" (as on torch's CPU) or "nv" (as on NVIDIA cards)."""
     loras: tuple[tuple[Path, float], ...] = ()
@@ -72,14 +113,30 @@ class Fields(TypedDict, total=False):
     steps: int | None
     guidance: float | None
     sampler: str | None
+    sampler_options: Mapping[str, Option]
     schedule: str | None
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
     seed: int | None
     count: int
+    variation: float
+    variation_seed: int | None
     init: Image.Image | None
-    strength: float
+    strength: float | None
     mask: Image.Image | None
+    mask_blur: float
+    only_masked: bool
+    mask_padding: int
+    hires: float
+    hires_steps: int | None
+    hires_strength: float | None
+    hires_upscaler: str
+    refiner_start: float | None
+    decoder: str
     clip_skip: int
     rescale: float
+    guidance_interval: tuple[float, float]
+    image_guidance: float | None
     rng: str
     loras: tuple[tuple[Path, float], ...]
     lora_folder: Path | None
@@ -87,59 +144,192 @@ class Fields(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+class Pass:
+    """One way through noise levels at one size."""
+
+    width: int
+    height: int
+    sigmas: NDArray[np.float64]
+    """(steps + 1,), descending; the part that is drawn."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+
+@dataclass(frozen=True)
 class Job:
     """A request with nothing left open."""
 
     request: Request
-    width: int
-    height: int
+    """As it was asked, its open fields filled in."""
+    passes: tuple[Pass, ...]
+    """One; with `hires` two."""
     guidance: float
+    interval: tuple[float, float]
+    """`denoise.Guidance.interval`."""
     sampler: Sampler
+    options: Mapping[str, object]
+    """Keyword arguments of the sampler."""
     schedule: str
-    sigmas: NDArray[np.float64]
-    """(steps + 1,), descending; the part that is drawn, which `strength` may have cut off at the front."""
     steps: int
     """As asked for, before `strength`."""
     seeds: tuple[int, ...]
+    variation_seeds: tuple[int, ...]
 
 
-def settle(request: Request, manifest: Manifest) -> Job:
-    """`request` checked and completed by the defaults of `manifest`.
+def settle(request: Request, manifest: Manifest, *, refines: bool = False) -> Job:
+    """`request` checked and completed by the defaults of `manifest`; `refines`: a refiner is there.
 
     Raises:
         RequestError: a field is out of its range, or a name is unknown; the message has the field and what is expected.
     """
     defaults = manifest.defaults
-    width = _side("width", request.width, defaults.width, manifest.latent.downscale)
-    height = _side("height", request.height, defaults.height, manifest.latent.downscale)
-    steps = _number("steps", defaults.steps if request.steps is None else request.steps, 1, manifest.noise.train_timesteps)
-    guidance = _number("guidance", defaults.guidance if request.guidance is None else request.guidance, 0.0, MAX_GUIDANCE)
-    count = _number("count", request.count, 1, MAX_COUNT)
-    strength = _number("strength", request.strength, 0.0, 1.0)
-    _number("rescale", request.rescale, 0.0, 1.0)
-    _number("clip_skip", request.clip_skip, 0, 12)
-    for path, weight in request.loras:
-        _number(f"weight of {path.name}", weight, -MAX_LORA, MAX_LORA)
-    if request.mask is not None and request.init is None:
-        raise RequestError("a mask was given without a picture: expected init (--init FILE) to draw into")
+    _check(request, manifest, refines=refines)
+    request = _completed(request, manifest, refines=refines)
     sampler = samplers.find(request.sampler or defaults.sampler)
     named = request.schedule or (sampler.schedule if request.sampler else defaults.schedule)
-    schedule = schedules.find(named, manifest.family)
-    sigmas = schedules.sigmas(schedule.name, manifest.noise, steps, sampler.grid)
-    if request.init is not None:
-        sigmas = sigmas[len(sigmas) - 1 - max(1, min(steps, math.ceil(steps * strength))) :]
-    first = secrets.randbelow(2**32) if request.seed is None else _number("seed", request.seed, 0, SEED_LIMIT - count)
+    schedule = schedules.find(named, manifest.family).name
+
+    def levels(count: int) -> NDArray[np.float64]:
+        return schedules.sigmas(schedule, manifest.noise, count, sampler.grid, samplers.final_of(sampler, manifest.noise))
+
+    sigmas = _own(request, manifest)
+    if sigmas is None:
+        sigmas = levels(defaults.steps if request.steps is None else request.steps)
+    else:
+        schedule = CUSTOM
+    steps = len(sigmas) - 1 if request.steps is None else request.steps
+    assert request.width is not None
+    assert request.height is not None
+    assert request.seed is not None
+    assert request.variation_seed is not None
+    passes = [
+        Pass(request.width, request.height, sigmas if request.strength is None else _last(sigmas, math.ceil(steps * request.strength)))
+    ]
+    if request.hires > 1:
+        passes.append(_larger(request, passes[0], steps, levels, manifest))
+        request = replace(request, hires_steps=passes[1].steps)
+    still = request.variation > 0
     return Job(
-        request=replace(request, seed=first),
-        width=width,
-        height=height,
-        guidance=guidance,
+        request=request,
+        passes=tuple(passes),
+        guidance=defaults.guidance if request.guidance is None else request.guidance,
+        interval=denoise.step_interval(passes[0].sigmas, *request.guidance_interval),
         sampler=sampler,
-        schedule=schedule.name,
-        sigmas=sigmas,
+        options=samplers.options_for(sampler, request.sampler_options, manifest.noise),
+        schedule=schedule,
         steps=steps,
-        seeds=tuple(first + index for index in range(count)),
+        seeds=tuple(request.seed + (0 if still else index) for index in range(request.count)),
+        variation_seeds=tuple(request.variation_seed + index for index in range(request.count)),
     )
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("count", 1, MAX_COUNT),
+    ("strength", 0.0, 1.0),
+    ("guidance", 0.0, MAX_GUIDANCE),
+    ("image_guidance", 0.0, MAX_GUIDANCE),
+    ("rescale", 0.0, 1.0),
+    ("clip_skip", 0, 12),
+    ("variation", 0.0, 1.0),
+    ("mask_blur", 0.0, 256.0),
+    ("mask_padding", 0, MAX_SIDE),
+    ("hires", 1.0, 8.0),
+    ("hires_strength", 0.0, 1.0),
+    ("refiner_start", 0.0, 1.0),
+)
+"""Fields that are numbers, and their ranges, whole where the numbers have to be."""
+
+
+def _check(request: Request, manifest: Manifest, *, refines: bool) -> None:
+    """What needs no more than the request and the manifest to be found wrong."""
+    for name, low, high in _RANGES:
+        if getattr(request, name) is not None:
+            _number(name, getattr(request, name), low, high)
+    for name in ("steps", "hires_steps"):
+        if getattr(request, name) is not None:
+            _number(name, getattr(request, name), 1, manifest.noise.train_timesteps)
+    for name in ("seed", "variation_seed"):
+        if getattr(request, name) is not None:
+            _number(name, getattr(request, name), 0, SEED_LIMIT - request.count)
+    for path, weight in request.loras:
+        _number(f"weight of {path.name}", weight, -MAX_LORA, MAX_LORA)
+    family = FAMILIES[manifest.family]
+    for wrong, message in (
+        (request.rng not in KINDS, f"random generator {request.rng!r} is not known: choose one of {', '.join(KINDS)}"),
+        (request.mask is not None and request.init is None, "a mask was given without a picture: expected init (--init FILE) to draw into"),
+        (request.only_masked and request.mask is None, "only_masked was asked for without a mask: expected mask (--mask FILE)"),
+        (
+            request.hires > 1 and request.init is not None,
+            "hires draws twice from words alone, but init was given: to draw over it at a larger size, ask for that width and height",
+        ),
+        (
+            request.image_guidance is not None and family.task != "instruct",
+            f"image_guidance: {manifest.source.name} does not edit pictures by instruction: expected a pix2pix model, or no image_guidance",
+        ),
+        (
+            request.refiner_start is not None and not refines,
+            f"refiner_start: {request.refiner_start}, but there is no refiner: open one with refiner= (--refiner DIR)",
+        ),
+        (
+            request.decoder not in {"vae", "tiny"} or (request.decoder == "tiny" and TINY_DECODER not in manifest.components),
+            f"decoder: {request.decoder!r}, but this bundle has {'vae, tiny' if TINY_DECODER in manifest.components else 'vae alone'}",
+        ),
+    ):
+        if wrong:
+            raise RequestError(message)
+
+
+def _completed(request: Request, manifest: Manifest, *, refines: bool) -> Request:
+    """`request` with what can be filled in by itself."""
+    grain, defaults = manifest.latent.downscale, manifest.defaults
+    strength = request.strength
+    if request.init is None:
+        strength = None
+    elif strength is None:
+        strength = 1.0 if FAMILIES[manifest.family].task in {"inpaint", "instruct"} else 0.75
+    upscaler = hires.find(request.hires_upscaler)
+    return replace(
+        request,
+        width=_side("width", request.width, defaults.width, grain),
+        height=_side("height", request.height, defaults.height, grain),
+        seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+        variation_seed=secrets.randbelow(2**32) if request.variation_seed is None else request.variation_seed,
+        strength=strength,
+        hires_strength=upscaler.strength if request.hires_strength is None else request.hires_strength,
+        hires_upscaler=upscaler.name,
+        refiner_start=0.8 if refines and request.refiner_start is None else request.refiner_start,
+    )
+
+
+def _own(request: Request, manifest: Manifest) -> NDArray[np.float64] | None:
+    """The schedule that came with the request; None if none did."""
+    given = [name for name in ("timesteps", "sigmas", "schedule") if getattr(request, name)]
+    if not request.timesteps and not request.sigmas:
+        return None
+    if len(given) > 1 or request.hires > 1:
+        raise RequestError(f"{given[0]}: cannot be used with {' or '.join([*given[1:], 'hires'])}: expected one schedule, for one pass")
+    sigmas = schedules.from_timesteps(request.timesteps, manifest.noise) if request.timesteps else schedules.from_sigmas(request.sigmas)
+    if len(sigmas) - 1 > manifest.noise.train_timesteps or request.steps not in {None, len(sigmas) - 1}:
+        raise RequestError(f"{given[0]}: these make {len(sigmas) - 1} steps, but steps is {request.steps}: leave steps out")
+    return sigmas
+
+
+def _larger(request: Request, first: Pass, steps: int, levels: Callable[[int], NDArray[np.float64]], manifest: Manifest) -> Pass:
+    """The second pass of `hires`: its steps are the last ones of a schedule that would begin at pure noise."""
+    grain, strength = manifest.latent.downscale, request.hires_strength or 0.0
+    width, height = pictures.snap(first.width * request.hires, first.height * request.hires, grain)
+    for name, side in (("width", width), ("height", height)):
+        _side(f"{name} after hires", side, side, grain)
+    count = request.hires_steps or max(1, math.ceil(steps * strength))
+    whole = min(max(count, round(count / max(strength, 0.01))), manifest.noise.train_timesteps)
+    return Pass(width, height, _last(levels(whole), count))
+
+
+def _last(sigmas: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
+    """The last `steps` steps, at least one."""
+    return sigmas[max(0, len(sigmas) - 1 - max(1, steps)) :]
 
 
 def _side(name: str, asked: int | None, default: int, grain: int) -> int:
@@ -150,10 +340,7 @@ def _side(name: str, asked: int | None, default: int, grain: int) -> int:
     return side
 
 
-N = TypeVar("N", int, float)
-
-
-def _number(name: str, value: N, low: N, high: N) -> N:
-    if not low <= value <= high:  # NaN too
-        raise RequestError(f"{name}: {value}, but expected a number from {low} to {high}")
-    return value
+def _number(name: str, value: float, low: float, high: float) -> None:
+    whole = isinstance(low, int)
+    if not low <= value <= high or (whole and not isinstance(value, int)):  # NaN too
+        raise RequestError(f"{name}: {value}, but expected a {'whole ' if whole else ''}number from {low} to {high}")

@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..models.errors import RequestError
-from ..models.manifest import Noise
+from ..models.manifest import Final, Noise
 from . import samplers_exponential as exponential
 from . import samplers_multistep as multistep
 from . import samplers_onestep as onestep
 from .denoise import Array
 from .schedules import SCHEDULES, Grid, key_of, unknown
 
+Option = bool | int | float | str
+"""The value of a sampler's option."""
 Function = Callable[..., Iterator[Array]]
 """(denoise, x, sigmas, rng, *, options…) → the samples."""
 
@@ -52,6 +55,8 @@ class Sampler:
     """Whether diffusers starts it from noise of the variance that the model saw in training, 1 + sigma²: `start_scale`."""
     options: tuple[str, ...] = ()
     """The keyword arguments of `function`, each with the standard default."""
+    final: Final | Literal["model"] = "zero"
+    """Where diffusers ends its last step: `model` where the model's config says (`Noise.final`)."""
 
 
 _CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
@@ -75,11 +80,11 @@ _TABLE = (
         options=_ANCESTRAL,
     ),
     Sampler("lms", multistep.lms, "LMS", ("LMSDiscreteScheduler", "linear_multistep"), options=("order",)),
-    Sampler("ddim", onestep.ddim, "DDIM", ("DDIMScheduler",), grid="integer", unit_variance=True, options=("eta",)),
+    Sampler("ddim", onestep.ddim, "DDIM", ("DDIMScheduler",), grid="integer", unit_variance=True, options=("eta",), final="model"),
     Sampler(
         "ddpm", onestep.ddpm, "DDPM", ("DDPMScheduler",), grid="integer", stochastic=True, unit_variance=True, options=("large_variance",)
     ),
-    Sampler("pndm", multistep.pndm, "PLMS", ("PNDMScheduler", "plms"), grid="integer", unit_variance=True),
+    Sampler("pndm", multistep.pndm, "PLMS", ("PNDMScheduler", "plms"), grid="integer", unit_variance=True, final="model"),
     Sampler("ipndm", multistep.ipndm, "iPNDM", ("IPNDMScheduler",), grid="integer", unit_variance=True),
     Sampler(
         "deis",
@@ -89,6 +94,7 @@ _TABLE = (
         grid="spare",
         unit_variance=True,
         options=("order", "lower_order_final"),
+        final="sigma_min",
     ),
     Sampler(
         "unipc",
@@ -155,7 +161,17 @@ _TABLE = (
         "dpm++sde", onestep.dpmpp_sde, "DPM++ SDE", ("DPMSolverSDEScheduler",), "karras", stochastic=True, evaluations=2, options=_ANCESTRAL
     ),
     Sampler("lcm", onestep.lcm, "LCM", ("LCMScheduler",), grid="distilled", stochastic=True, unit_variance=True),
-    Sampler("tcd", onestep.tcd, "TCD", ("TCDScheduler",), grid="distilled", stochastic=True, unit_variance=True, options=("eta", "noise")),
+    Sampler(
+        "tcd",
+        onestep.tcd,
+        "TCD",
+        ("TCDScheduler",),
+        grid="distilled",
+        stochastic=True,
+        unit_variance=True,
+        options=("eta", "noise"),
+        final="sigma_min",
+    ),
     Sampler(
         "euler_flow", onestep.euler_flow, "Euler Flow", ("FlowMatchEulerDiscreteScheduler", "flow_match_euler"), options=("stochastic",)
     ),
@@ -201,14 +217,41 @@ def start_scale(sampler: Sampler, noise: Noise, sigma: float) -> float:
     return math.sqrt(1.0 + sigma * sigma) if sampler.unit_variance or noise.spacing == "leading" else sigma
 
 
-def options_for(sampler: Sampler, options: dict[str, object]) -> dict[str, object]:
-    """`options`, if the sampler has all of them.
+def final_of(sampler: Sampler, noise: Noise) -> Final:
+    """Where the schedule of `sampler` ends on a model trained with `noise`: the argument of that name of `schedules.sigmas`."""
+    return noise.final if sampler.final == "model" else sampler.final
+
+
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "eta": (0.0, 1.0),
+    "s_churn": (0.0, 1000.0),
+    "s_tmin": (0.0, 1e6),
+    "s_tmax": (0.0, 1e6),
+    "s_noise": (0.0, 10.0),
+    "order": (1, 3),
+}
+_CHOICES: Mapping[str, tuple[str, ...]] = {"solver": ("midpoint", "heun"), "variant": ("bh1", "bh2")}
+"""Options that are neither numbers nor words are true or false."""
+
+
+def options_for(sampler: Sampler, options: Mapping[str, Option], noise: Noise) -> dict[str, object]:
+    """The keyword arguments of `sampler` for a model trained with `noise`: `options`, checked, and what it takes of the model.
 
     Raises:
-        RequestError: it has not; the message lists what it has.
+        RequestError: it has not such an option, or not with that value; the message lists what it has.
     """
-    strange = [name for name in options if name not in sampler.options]
-    if strange:
-        known = ", ".join(sampler.options) or "none"
-        raise RequestError(f"sampler {sampler.name} has no option {strange[0]!r}: its options are {known}")
-    return options
+    given = {"noise": noise} if "noise" in sampler.options else {}
+    known = [name for name in sampler.options if name not in given]
+    for name, value in options.items():
+        if name not in known:
+            raise RequestError(f"sampler {sampler.name} has no option {name!r}: its options are {', '.join(known) or 'none'}")
+        if name in _RANGES:
+            low, high = _RANGES[name]
+            fits = isinstance(value, int if isinstance(low, int) else (int, float)) and not isinstance(value, bool) and low <= value <= high
+            wanted = f"a {'whole ' if isinstance(low, int) else ''}number from {low} to {high}"
+        else:
+            choices = _CHOICES.get(name, (True, False))
+            fits, wanted = type(value) is type(choices[0]) and value in choices, " or ".join(map(str, choices))
+        if not fits:
+            raise RequestError(f"{name} of sampler {sampler.name}: {value!r}, but expected {wanted}")
+    return {**options, **given}

@@ -22,12 +22,11 @@ from typing import Literal
 import numpy as np
 
 from ..models.errors import RequestError
-from ..models.manifest import Noise, Spacing
+from ..models.manifest import Final, Noise, Spacing
 from .noise_levels import Levels, alpha_bars, model_sigmas, shifted, sigma_of, sigma_of_flow, timestep_of
 
 __all__ = [
     "SCHEDULES",
-    "Final",
     "Grid",
     "Levels",
     "Schedule",
@@ -43,8 +42,6 @@ Grid = Literal["fractional", "integer", "spare", "distilled"]
 """How a sampler of diffusers lays the model's own spacing: `fractional` timesteps (Euler, Heun, LMS, KDPM2), whole ones
 (`integer`: DDIM, DDPM, PNDM), whole ones with one to `spare` at the bottom (DPM++, DEIS, UniPC), or those that the model was
 `distilled` on whatever its spacing (LCM, TCD)."""
-Final = Literal["zero", "sigma_min"]
-"""Where the last step ends. `sigma_min` is what diffusers calls `set_alpha_to_one=False` or `final_sigmas_type="sigma_min"`."""
 
 
 def sigmas(schedule: str, noise: Noise, steps: int, grid: Grid = "fractional", final: Final = "zero") -> Levels:

@@ -33,7 +33,7 @@ def judge(bundle_of: Callable[[str], tuple[Path, Path]]) -> Any:
     found = DiffusionPipeline.from_pretrained(bundle_of("sd1")[0], safety_checker=None)
     found.set_progress_bar_config(disable=True)
     config = found.scheduler.config
-    found.scheduler = DDIMScheduler.from_config(config, timestep_spacing="leading", clip_sample=False, set_alpha_to_one=True)
+    found.scheduler = DDIMScheduler.from_config(config, timestep_spacing="leading", clip_sample=False)
     return found
 
 

@@ -42,11 +42,23 @@ SDE = {**DPM, "algorithm_type": "sde-dpmsolver++"}
 
 def test_the_configs_that_models_ship_with_are_read() -> None:
     sd15 = from_scheduler_config(SD15)
-    assert (sd15.noise, sd15.sampler, sd15.schedule, sd15.final, dict(sd15.options)) == (Noise(), "pndm", "model", "sigma_min", {})
+    assert (sd15.noise, sd15.sampler, sd15.schedule, sd15.final, dict(sd15.options)) == (
+        Noise(final="sigma_min"),
+        "pndm",
+        "model",
+        "sigma_min",
+        {},
+    )
     sdxl = from_scheduler_config(SDXL)
-    assert (sdxl.noise, sdxl.sampler, sdxl.schedule, sdxl.final, dict(sdxl.options)) == (Noise(), "euler", "model", "zero", {})
+    assert (sdxl.noise, sdxl.sampler, sdxl.schedule, sdxl.final, dict(sdxl.options)) == (
+        Noise(final="sigma_min"),
+        "euler",
+        "model",
+        "zero",
+        {},
+    )
     turbo = from_scheduler_config({**SDXL, "_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"})
-    assert (turbo.noise, turbo.sampler) == (Noise(spacing="trailing"), "euler_a")
+    assert (turbo.noise, turbo.sampler) == (Noise(spacing="trailing", final="sigma_min"), "euler_a")
     sd21 = from_scheduler_config({**SD15, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"})
     assert (sd21.noise.prediction, sd21.sampler, sd21.final) == ("v_prediction", "ddim", "sigma_min")
     sd3 = from_scheduler_config({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0})
@@ -80,7 +92,7 @@ def test_a_config_without_keys_means_the_defaults_of_its_class(name: str) -> Non
 def test_what_a_solver_is_told_becomes_options_that_its_sampler_has(config: Any, sampler: str, schedule: str, options: Any) -> None:
     read = from_scheduler_config(config)
     assert (read.sampler, read.schedule, dict(read.options)) == (sampler, schedule, options)
-    samplers.options_for(samplers.find(read.sampler), dict(read.options))
+    samplers.options_for(samplers.find(read.sampler), dict(read.options), read.noise)
     assert schedules.find(read.schedule).name == schedule
 
 

@@ -70,7 +70,7 @@ def test_a_text_of_the_web_ui_is_read():
     assert found["negative"] == "bad hands,\nworst quality"
     assert (found["seed"], found["steps"], found["guidance"], found["width"], found["height"]) == (1234567890, 28, 7.0, 832, 1216)
     assert found["extra"]["Lora hashes"] == "detail: 1f2e3d, other: 4c5b6a"
-    assert found["extra"]["Hires upscale"] == "2"
+    assert found["hires"] == 2
 
 
 @pytest.mark.parametrize(

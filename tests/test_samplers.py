@@ -457,9 +457,9 @@ def test_an_unknown_sampler_is_refused_with_a_guess_and_the_list() -> None:
 
 
 def test_an_option_that_a_sampler_does_not_have_is_refused() -> None:
-    assert samplers.options_for(samplers.find("ddim"), {"eta": 0.5}) == {"eta": 0.5}
+    assert samplers.options_for(samplers.find("ddim"), {"eta": 0.5}, Noise()) == {"eta": 0.5}
     with pytest.raises(RequestError, match=r"euler has no option 'eta': its options are s_churn"):
-        samplers.options_for(samplers.find("euler"), {"eta": 0.5})
+        samplers.options_for(samplers.find("euler"), {"eta": 0.5}, Noise())
 
 
 def test_the_model_s_smallest_sigma_is_where_a_schedule_ends_on_request() -> None:
