@@ -3,27 +3,28 @@
 | plan | what is in memory | cost |
 |---|---|---|
 | resident | every component that was used | memory |
-| sequential | one component at a time | each is opened again for each request |
-| streamed | one component at a time, weights mapped from disk, pictures decoded in tiles | U-Net calls take about twice the time |
+| sequential | one component at a time, pictures decoded in tiles | each is opened again for each request |
+| streamed | the same, weights mapped from disk as they are | U-Net calls take longer |
 
-`auto` takes the first that fits into what the machine has free.
+`auto` takes the first that fits into what the machine has free, and goes on with the next one where memory runs out after all.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from numpy.typing import NDArray
 
 from ..models.bundle import Bundle
-from ..models.errors import BundleError, RequestError
+from ..models.errors import BundleError, RequestError, ResourceError
 from ..models.manifest import Component, Tensor
-from . import machine
+from . import graph_cache, machine
 from .providers import Provider
 from .session import Session, SessionOptions, open_session
 
@@ -32,8 +33,21 @@ PLANS: tuple[Plan, ...] = get_args(Plan)
 
 SHAPES = 2
 """Sessions of one component that are kept where a provider wants one for each picture size."""
-ACTIVATIONS = 2.0
-"""Memory allowed for a component, as a multiple of its files' bytes: prepacked weights and activations. An allowance, not a measurement."""
+OPENING = 2.6
+"""Memory that opening a component takes at its peak, as a multiple of its files' bytes; measured: 2.4 for the 8-bit U-Net of
+SD 1.5's size, whose 16-bit weights are widened and then reordered."""
+OPEN = 2.0
+"""Memory that an open component keeps, likewise; measured: 1.7."""
+DECODING = 5400
+"""Memory that decoding takes, in bytes a pixel: measured 1.4 GB for 512 × 512."""
+TILES = 0.3
+"""Of that, what is left where it is done in tiles."""
+
+
+TILE = 40
+"""Side of a tile that pictures are decoded and encoded in under the leaner plans, at most, in latent pixels."""
+TILED = frozenset({"vae_decoder", "vae_encoder", "tiny_decoder"})
+"""Components that work in tiles as well."""
 
 
 class Variant(NamedTuple):
@@ -48,13 +62,15 @@ class Variant(NamedTuple):
 class Components:
     """The sessions of `bundle`, opened when they are first run. Threads may share it: one call runs at a time."""
 
-    def __init__(self, bundle: Bundle, provider: Provider, plan: Plan, options: SessionOptions) -> None:
+    def __init__(self, bundle: Bundle, provider: Provider, plan: Plan, options: SessionOptions, *, adaptive: bool = False) -> None:
         self.bundle = bundle
         self.provider = provider
         self.plan: Plan = plan
+        self.adaptive = adaptive
+        """Whether the next leaner plan may be taken when memory runs out."""
         self.seconds: dict[str, float] = {}
         """Time spent inside each component so far, opening included."""
-        self._options = options if plan != "streamed" else replace(options, prepack=False)
+        self._options = options
         self._open: OrderedDict[tuple[str, tuple[str, ...], tuple[tuple[str, int], ...]], Session] = OrderedDict()
         self._turn = threading.Lock()
         self._notes: dict[str, None] = {}
@@ -78,9 +94,30 @@ class Components:
         """Run component `name` once, with the weights of `variant` if one is given; `Handle.run`."""
         with self._turn:
             started = time.perf_counter()
-            outputs = self._session(name, feeds, variant).run(feeds)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-        return outputs
+            try:
+                return self._run(name, feeds, variant)
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def _run(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None) -> dict[str, NDArray[Any]]:
+        """One run, under leaner and leaner plans if need be and allowed."""
+        while True:
+            try:
+                return self._session(name, feeds, variant).run(feeds)
+            except ResourceError as error:
+                _forget(error)
+                self._close()  # what failed keeps what it had taken until then
+                if not self.adaptive or self.plan == "streamed" or self._can_be_cut(name, feeds):
+                    raise
+            before, self.plan = self.plan, PLANS[PLANS.index(self.plan) + 1]
+            self._notes[f"memory did not suffice for the plan {before}: it went on with {self.plan}"] = None
+
+    def _can_be_cut(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> bool:
+        """Whether the same can be done in tiles, which costs less than a leaner plan."""
+        if name not in TILED:
+            return False
+        side = TILE if name != "vae_encoder" else TILE * self.bundle.manifest.latent.downscale
+        return any(max(value.shape[2:], default=0) > side for value in feeds.values())
 
     def _session(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None) -> Session:
         component = self.bundle.manifest.components[name]
@@ -97,14 +134,24 @@ class Components:
             oldest = next(one for one in self._open if one[0] == name)
             self._open.pop(oldest).close()
         options = replace(self._options, dimensions=dimensions, weights=variant.weights() if variant else {})
-        session = open_session(self.bundle.path(component.graph), self.provider, options)
+        graph = self.bundle.path(component.graph)
+        if self.plan == "streamed":
+            options = replace(options, prepack=False, fold=False, cache=None)
+        elif options.cache is not None and not graph_cache.pays(graph):
+            options = replace(options, cache=None)
+        session = open_session(graph, self.provider, options)
         if session.note:
             self._notes[session.note] = None
         self._open[key] = session
         return session
 
+    @property
+    def tile(self) -> int:
+        """The side of the tiles in which pictures are decoded and encoded, in latent pixels; 0 does it whole."""
+        return 0 if self.plan == "resident" else TILE
+
     def notes(self) -> tuple[str, ...]:
-        """What the sessions had to say: a cache that cannot be written."""
+        """What the sessions had to say: a cache that cannot be written, a plan that memory did not suffice for."""
         return tuple(self._notes)
 
     def cancel(self) -> None:
@@ -160,6 +207,13 @@ def _dimensions(component: Component, feeds: Mapping[str, NDArray[Any]]) -> dict
     }
 
 
+def _forget(error: BaseException | None) -> None:
+    """Drop the local variables that the tracebacks of `error` and its causes hold: sessions and arrays."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__
+
+
 def choose_plan(name: str, bundle: Bundle) -> tuple[Plan, str]:
     """The plan of that name, or for `auto` the one that fits, and a note where that is not the fastest.
 
@@ -175,10 +229,16 @@ def choose_plan(name: str, bundle: Bundle) -> tuple[Plan, str]:
     if free is None:
         return "resident", ""
     sizes = [_bytes_of(bundle, component) for component in bundle.manifest.components]
-    if ACTIVATIONS * sum(sizes) < free[0]:
-        return "resident", ""
-    plan: Plan = "sequential" if ACTIVATIONS * max(sizes) < free[0] else "streamed"
-    return plan, f"memory: {free[0] / 2**30:.1f} GiB are free, so the plan is {plan}"
+    plan = fitting(sizes, bundle.manifest.defaults.width * bundle.manifest.defaults.height, free[0])
+    return plan, "" if plan == "resident" else f"memory: {free[0] / 2**30:.1f} GiB are free, so the plan is {plan}"
+
+
+def fitting(sizes: Sequence[int], pixels: int, free: int) -> Plan:
+    """The fastest plan for components of `sizes` bytes and pictures of that many pixels that `free` bytes suffice for."""
+    decoding = DECODING * pixels
+    if OPEN * sum(sizes) + max((OPENING - OPEN) * max(sizes), decoding) < free:
+        return "resident"
+    return "sequential" if max(OPENING * max(sizes), TILES * decoding) < free else "streamed"
 
 
 def _bytes_of(bundle: Bundle, component: str) -> int:

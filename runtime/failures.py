@@ -13,8 +13,8 @@ class Cancelled(Exception):  # noqa: N818  # no error: somebody asked for it
     """A run was stopped by `Session.cancel`. The session is as good as before."""
 
 
-_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "cudaerrormemoryallocation", "storage size overflow", "8007000e")
-"""How allocators report that there is no more: ORT's own arena, CUDA, DirectML (E_OUTOFMEMORY)."""
+_MEMORY = ("bad_alloc", "bad allocation", "cannot allocate memory", "failed to allocate", "out of memory", "cudaerrormemoryallocation", "storage size overflow", "8007000e")
+"""How allocators report that there is no more: the C++ libraries, mmap, ORT's own arena, CUDA, DirectML (E_OUTOFMEMORY)."""
 _PROVIDER = ("fallback to cpu ep", "cuda failure", "cudnn failure", "cublas failure", "80070057", "887a0005", "887a0006", "openvino")
 
 

@@ -40,6 +40,9 @@ class SessionOptions:
     reorder: bool = True
     """Let operators choose the order of channels in memory, for which float convolutions copy their weights. Off, a graph opens
     twenty times faster and no weight is copied."""
+    fold: bool = True
+    """Compute ahead what is constant, and fuse. Off, the graph runs as it was exported, operators in the order of the file: 16-bit
+    weights stay on disk and are widened one at a time, where folding would keep all of them in memory at twice the size."""
     arena: bool = True
     """Keep freed memory for the next operator. Off, a little less at the peak, and slower."""
     dimensions: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
@@ -57,7 +60,7 @@ class Session:
         self._inference: Any = inference
         self._alive = alive  # memory that ORT reads and does not own
         self._device = provider.device
-        self._held: dict[str, tuple[Array, Any]] = {}
+        self._held: dict[str, list[tuple[Array, Any]]] = {}
         self._running: set[Any] = set()
         self._lock = threading.Lock()
         self._turn = threading.Lock() if provider.one_run_at_a_time else nullcontext()
@@ -72,8 +75,8 @@ class Session:
         """Every output by its name.
 
         Feeds are cast to the dtypes that the graph declares (float32 to float16, int64 to int32), and float16 outputs come
-        as float32: half precision is the graph's own business. On a GPU a feed that is marked read-only
-        (`array.flags.writeable = False`) is copied there once and used again as long as the same array is given.
+        as float32: half precision is the graph's own business. On a GPU a feed whose memory is marked read-only
+        (`array.flags.writeable = False`), or a view of it, is copied there once and used again as long as it is given.
 
         Raises:
             BundleError: a feed is missing or too much, or its shape is not what the graph takes.
@@ -112,12 +115,15 @@ class Session:
             machine.give_memory_back()
 
     def _place(self, name: str, array: Array, declared: Tensor) -> Any:
-        """`array` in the device's memory; the copy made before, if it is of the same array and that cannot have changed."""
-        before = self._held.get(name)
-        if before is not None and before[0] is array and not array.flags.writeable:
-            return before[1]
+        """`array` in the device's memory; the copy made before, if it is of the same numbers and they cannot have changed."""
+        held = self._held.setdefault(name, [])
+        constant = not _owner(array).flags.writeable
+        for one, value in held if constant else ():
+            if _same(one, array):
+                return value
         value = onnxruntime().OrtValue.ortvalue_from_numpy(_cast(array, declared), self._device, 0)
-        self._held[name] = (array, value)
+        if constant:
+            self._held[name] = [*held[1 - _HELD :], (array, value)]
         return value
 
     @contextmanager
@@ -194,12 +200,15 @@ def _settings(ort: Any, provider: Provider, options: SessionOptions) -> Any:
     settings.intra_op_num_threads = options.threads or machine.fewer_cores()
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.enable_cpu_mem_arena = options.arena
-    settings.enable_mem_pattern = provider.memory_pattern and options.arena
+    settings.enable_mem_pattern = provider.memory_pattern and options.arena and options.fold
     for name, value in options.dimensions.items():
         settings.add_free_dimension_override_by_name(name, value)
     if not options.prepack:
         settings.add_session_config_entry("session.disable_prepacking", "1")
-    if not options.reorder:
+    if not options.fold:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # the other order widens all weights first, then computes
+    elif not options.reorder:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if provider.name != "cpu":
         key = "session.disable_cpu_ep_fallback" if provider.whole else "session.record_ep_graph_assignment_info"
@@ -223,13 +232,15 @@ def _plugin_options(provider: Provider, device: Any, options: SessionOptions) ->
 
 
 def _optimize(ort: Any, graph: Path, copy: Path, provider: Provider, options: SessionOptions) -> None:
-    """Write what ORT makes of `graph` to `copy`, weights beside it as the kernels want them."""
+    """Write what ORT makes of `graph` to `copy`, weights beside it in the order in which they are computed with.
+
+    `session.save_external_prepacked_constant_initializers` would keep what kernels pack, too, but with it the 8-bit U-Net of
+    SD 1.5's size gave NaN when 1.31.1 read it again.
+    """
     settings = _settings(ort, provider, options)
     settings.optimized_model_filepath = str(copy)
     settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{copy.name}_data")
     settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-    if options.prepack:
-        settings.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     _inference(ort, str(graph), settings, provider)
     check_external(onnx_file.read(copy), copy)  # a truncated file that is mapped ends the process
 
@@ -282,6 +293,22 @@ def work_left_to_cpu(inference: Any) -> list[str]:
         return []
     parts = inference.get_provider_graph_assignment_info()
     return sorted({node.op_type for part in parts if part.ep_name == "CPUExecutionProvider" for node in part.get_nodes()} & _WORK)
+
+
+_HELD = 4
+"""Values of an input that are kept on a device: a prompt and its negative, and a few parts joined by AND."""
+
+
+def _owner(array: Array) -> Array:
+    """The array whose memory `array` is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Whether two arrays are the same view of the same memory. As long as one of them is held, that memory is not another's."""
+    return one.__array_interface__ == other.__array_interface__
 
 
 _DTYPES = {

@@ -1,0 +1,201 @@
+"""Memory plans: what is open when, what happens when memory runs out, and that it comes back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusette.runtime import components, graph_cache, pipeline, vae
+from diffusette.runtime.components import PLANS, TILE, fitting
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits of a process and /proc are Linux's")
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from diffusette.models.bundle import Bundle
+from diffusette.models.errors import ResourceError
+from diffusette.models.manifest import Component, Defaults, Latent, Manifest, Noise, Source, Tensor
+from diffusette.runtime import components, providers
+from diffusette.runtime.session import SessionOptions
+from tests import small_graphs
+
+folder, plan, adaptive = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "adaptive"
+zeros = Component("model.onnx", "fp32", {"shape": Tensor("int64", (1,))}, {"y": Tensor("float32", ("n",))})
+manifest = Manifest(
+    "sd1", "cpu", {name: zeros for name in ("unet", "text_encoder")}, {}, Noise(), Latent(), Defaults(64, 64), Source("zeros"), {}
+)
+small_graphs.zeros(folder / "model.onnx")
+found = components.Components(Bundle(folder, manifest, {}), providers.resolve("cpu"), plan, SessionOptions(threads=1), adaptive=adaptive)
+megabytes = lambda number: {"shape": np.array([number << 18])}
+found.run("text_encoder", megabytes(400))  # its session keeps what it took
+size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (size + (150 << 20), resource.RLIM_INFINITY))
+for need in (450, 2000, 1):
+    try:
+        print(need, found.run("unet", megabytes(need))["y"].size >> 18, found.plan)
+    except ResourceError as error:
+        print(need, "ResourceError", found.plan, error)
+print(found.notes())
+"""
+
+
+def limited(folder: Path, plan: str, adaptive: str) -> list[str]:
+    """What a process prints that runs out of memory for real."""
+    command = [sys.executable, "-c", LIMITED, str(folder), plan, adaptive]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@linux
+def test_out_of_memory_the_next_leaner_plan_is_tried_and_said(tmp_path: Path) -> None:
+    first, second, third, notes = limited(tmp_path, "resident", "adaptive")
+    assert first == "450 450 sequential"
+    assert second.startswith("2000 ResourceError streamed")  # the leanest plan cannot do it either
+    assert "memory does not suffice" in second
+    assert third == "1 1 streamed"
+    assert notes == (
+        "('memory did not suffice for the plan resident: it went on with sequential', "
+        "'memory did not suffice for the plan sequential: it went on with streamed')"
+    )
+
+
+@linux
+def test_out_of_memory_a_plan_that_was_asked_for_is_kept_and_the_sessions_are_usable_again(tmp_path: Path) -> None:
+    first, second, third, notes = limited(tmp_path, "resident", "fixed")
+    assert first.startswith("450 ResourceError resident")
+    assert "--memory sequential or streamed" in first
+    assert second.startswith("2000 ResourceError resident")
+    assert third == "1 1 resident"
+    assert notes == "()"
+
+
+DECODED = """
+import resource, sys
+from diffusette.runtime import pipeline
+from diffusette.runtime.request import Request
+
+def limit(event):
+    if isinstance(event, pipeline.Step):
+        size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10
+        resource.setrlimit(resource.RLIMIT_AS, (size + (int(sys.argv[2]) << 20), resource.RLIM_INFINITY))
+
+with pipeline.load(sys.argv[1], memory="auto", threads=1) as drawer:
+    result = drawer.watch(Request("fox", seed=1, steps=1, width=1024, height=1024, guidance=1.0, sampler="euler"), limit)
+    print(result.plan, result.images[0].size, *result.notes, sep="|")
+"""
+
+
+@linux
+def test_a_picture_that_cannot_be_decoded_whole_is_decoded_in_tiles_and_that_is_said(sd1_bundle: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", DECODED, str(sd1_bundle), "250"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    plan, size, *notes = done.stdout.strip().split("|")
+    assert (plan, size) == ("resident", "(1024, 1024)")
+    assert "memory did not suffice to decode the picture whole: it was decoded in tiles" in notes
+
+
+CYCLES = """
+import diffusette
+for cycle in range(20):
+    with diffusette.load(threads=1, memory="resident") as drawer:
+        drawer.generate("fox", seed=1, steps=1)
+    with open("/proc/self/status") as file:
+        print(next(line for line in file if line.startswith("VmRSS")).split()[1])
+"""
+
+
+@linux
+def test_memory_comes_back_when_a_pipeline_closes_twenty_times() -> None:
+    done = subprocess.run([sys.executable, "-c", CYCLES], capture_output=True, text=True, check=True)
+    kilobytes = [int(line) for line in done.stdout.split()]
+    assert len(kilobytes) == 20
+    assert kilobytes[-1] - kilobytes[1] < 6 << 10
+
+
+def test_auto_takes_the_fastest_plan_that_fits() -> None:
+    sizes, pixels = [120 << 20, 1180 << 20, 100 << 20, 70 << 20], 512 * 512
+    plans = [fitting(sizes, pixels, gigabytes << 30) for gigabytes in (16, 5, 4, 2, 1)]
+    assert plans == ["resident", "resident", "sequential", "streamed", "streamed"]
+    assert fitting([10 << 20] * 3, 128 * 128, 1 << 30) == "resident"
+    assert [fitting(sizes, 2048 * 2048, 16 << 30), fitting(sizes, 4096 * 4096, 16 << 30)] == ["sequential", "streamed"]
+
+
+@pytest.mark.parametrize("tile", [9, 16, 17, 36, TILE])
+def test_tiles_cover_everything_overlap_and_are_as_few_as_can_be(tile: int) -> None:
+    for length in range(1, 200):
+        spans = vae._spans(length, tile)
+        assert (spans[0][0], spans[-1][1]) == (0, length)
+        assert all(end - start <= tile for start, end in spans)
+        assert all(left[1] - right[0] >= vae.OVERLAP for left, right in pairwise(spans))
+        assert len(spans) == max(1, -(-(length - vae.OVERLAP) // (tile - vae.OVERLAP)))
+
+
+def test_tiles_of_something_local_are_the_whole() -> None:
+    picture = np.random.default_rng(0).standard_normal((1, 3, 80, 104), np.float32)
+    wanted = np.repeat(np.repeat(picture, 2, axis=2), 2, axis=3)
+    found = vae._in_tiles(lambda part: np.repeat(np.repeat(part, 2, axis=2), 2, axis=3), picture, TILE, 2, 1)
+    assert np.abs(found - wanted).max() < 1e-5
+    found = vae._in_tiles(lambda part: part[..., ::8, ::8], np.repeat(np.repeat(picture, 8, axis=2), 8, axis=3), TILE, 1, 8)
+    assert np.abs(found - picture).max() < 1e-5
+
+
+def padded(bundle: Path, folder: Path) -> Path:
+    """A copy of `bundle` whose U-Net is large enough to be cached: a sparse file lies beside it."""
+    shutil.copytree(bundle, folder)
+    with (folder / "unet/padding").open("wb") as file:
+        file.truncate(graph_cache.MINIMUM)
+    return folder
+
+
+def test_large_graphs_are_cached_small_ones_and_those_of_the_leanest_plan_are_not(sd1_bundle: Path, tmp_path: Path) -> None:
+    bundle, cache = padded(sd1_bundle, tmp_path / "bundle"), tmp_path / "cache"
+    drawn: list[Image.Image] = []
+    for plan, entries in (("streamed", 0), ("resident", 1), ("sequential", 1)):
+        with pipeline.load(bundle, memory=plan, cache=cache) as drawer:
+            drawn.append(drawer.generate("fox", seed=1, steps=2).images[0])
+        assert len(list(cache.iterdir()) if cache.exists() else []) == entries
+    assert np.array_equal(np.asarray(drawn[1]), np.asarray(drawn[2]))
+    assert graph_cache.size(cache) > 0
+    with pipeline.load(sd1_bundle, memory="resident", cache=tmp_path / "other") as drawer:
+        drawer.generate("fox", seed=1, steps=1)
+    assert not (tmp_path / "other").exists()
+
+
+HOMELESS = """
+import sys
+from diffusette.runtime import pipeline
+with pipeline.load(sys.argv[1], **({"cache": None} if sys.argv[2:] else {})) as drawer:
+    print(*drawer.generate("fox", seed=1, steps=1).notes, sep="|")
+"""
+
+
+@linux
+def test_where_nothing_can_be_cached_pictures_come_and_that_is_said_unless_no_cache_is_wanted(sd1_bundle: Path, tmp_path: Path) -> None:
+    bundle = padded(sd1_bundle, tmp_path / "bundle")
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "DIFFUSETTE_"))}
+    for more, expected in (((), "the optimized graph is not cached: /proc/none/.cache/diffusette cannot be written"), (("off",), "")):
+        done = subprocess.run(
+            [sys.executable, "-c", HOMELESS, str(bundle), *more],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=keep | {"HOME": "/proc/none"},
+        )
+        assert done.stdout.strip().startswith(expected)
+        assert bool(done.stdout.strip()) == bool(expected)
+
+
+def test_the_plans_go_from_fast_to_lean() -> None:
+    assert PLANS == ("resident", "sequential", "streamed")
+    assert components.OPEN < components.OPENING
