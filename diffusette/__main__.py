@@ -72,6 +72,7 @@ def cli() -> None:
 @click.option("--provider", default="auto", show_default=True, help="cpu, cuda, directml, openvino, webgpu or auto.")
 @click.option("--memory", default="auto", show_default=True, help="resident, sequential, streamed or auto.")
 @click.option("--threads", type=int, default=0, help="Threads inside an operator.  [default: one a core]")
+@click.option("--no-cache", is_flag=True, help="Keep no optimized graphs of large models for the next start.")
 @click.option("--no-safety-filter", is_flag=True, help="Do not check pictures with the model's safety checker; the result says so.")
 @click.option("--no-metadata", is_flag=True, help="Leave the prompt and settings out of the file (the AI mark stays).")
 @click.option("--no-ai-mark", is_flag=True, help="Leave out the mark that says the picture was made by AI.")
@@ -85,6 +86,7 @@ def generate(
     provider: str,
     memory: str,
     threads: int,
+    no_cache: bool,
     no_safety_filter: bool,
     no_metadata: bool,
     no_ai_mark: bool,
@@ -107,7 +109,8 @@ def generate(
             else:
                 advance(f"picture {event.picture + 1} of {request.count}", event.done)
 
-        with pipeline.load(model, provider, memory, threads=threads, safety=not no_safety_filter, refiner=refiner) as drawer:
+        cache = None if no_cache else "auto"
+        with pipeline.load(model, provider, memory, threads=threads, cache=cache, safety=not no_safety_filter, refiner=refiner) as drawer:
             result = drawer.watch(request, seen)
     written = [path_of(record) for record in result.metadata]
     for note in result.notes:

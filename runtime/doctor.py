@@ -48,6 +48,8 @@ class Cache(msgspec.Struct, frozen=True):
 
     folder: str | None
     writable: bool
+    megabytes: int
+    """What the graphs in it take; `graph_cache.LIMIT` is the most."""
     problem: str = ""
 
 
@@ -92,7 +94,7 @@ def report(cache: Path | None = None) -> Doctor:
         packages=packages,
         onnxruntime=found,
         providers=states,
-        cache=Cache(str(folder) if folder else None, not unwritable, unwritable),
+        cache=Cache(str(folder) if folder else None, not unwritable, (graph_cache.size(folder) if folder else 0) >> 20, unwritable),
         telemetry=providers.telemetry(),
         problems=problems,
     )

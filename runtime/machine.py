@@ -34,6 +34,7 @@ _WINDOWS = {40: "avx2", 41: "avx512f", 43: "dotprod"}
 _APPLE = {
     "hw.optional.avx2_0": "avx2",
     "hw.optional.avx512f": "avx512f",
+    "hw.optional.avx512vnni": "vnni",
     "hw.optional.arm.FEAT_DotProd": "dotprod",
     "hw.optional.arm.FEAT_I8MM": "i8mm",
 }
@@ -67,6 +68,14 @@ def flags() -> tuple[str, ...]:
         done = subprocess.run(["/usr/sbin/sysctl", "-a"], capture_output=True, text=True, check=False)
         found = {name for key, name in _APPLE.items() if f"{key}: 1" in done.stdout}
     return tuple(name for name in _WANTED if name in found)
+
+
+def saturates() -> bool:
+    """Whether 8-bit products may overflow here: x86 processors without VNNI sum pairs of them in 16 bits, which clamp.
+
+    True where the system does not say, as on Windows.
+    """
+    return platform.machine().lower() in {"x86_64", "amd64"} and not {"vnni", "avx_vnni"} & set(flags())
 
 
 def cores() -> int:

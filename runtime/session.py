@@ -205,8 +205,13 @@ def _settings(ort: Any, provider: Provider, options: SessionOptions) -> Any:
         settings.add_free_dimension_override_by_name(name, value)
     if not options.prepack:
         settings.add_session_config_entry("session.disable_prepacking", "1")
+    exact = provider.exact_sums and machine.saturates()
+    if exact:
+        settings.add_session_config_entry("session.x64quantprecision", "1")  # ORT does it while it optimizes, VNNI or not
     if not options.fold:
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Where weights have to be changed for exact sums, they cannot stay as they are.
+        level = ort.GraphOptimizationLevel
+        settings.graph_optimization_level = level.ORT_ENABLE_EXTENDED if exact else level.ORT_DISABLE_ALL
         settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # the other order widens all weights first, then computes
     elif not options.reorder:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
