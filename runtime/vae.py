@@ -14,6 +14,7 @@ from ..models.errors import NumericalError
 from ..models.manifest import Latent
 from .components import Handle
 from .denoise import Array
+from .failures import scarce
 
 OVERLAP = 8
 """Of neighbouring tiles, in latent pixels."""
@@ -24,18 +25,20 @@ def decode(session: Handle, latents: Array, latent: Latent, *, tile: int = 0) ->
 
     Raises:
         NumericalError: there are NaN or Inf in it: never a silent black picture.
+        ResourceError: memory does not suffice.
     """
 
     def run(part: Array) -> Array:
         return session.run({"latent_sample": part})["sample"]
 
-    z = (latents / latent.scaling + latent.shift).astype(np.float32)
-    picture = _in_tiles(run, z, tile, latent.downscale, 1) if tile else run(z)
-    if not np.isfinite(picture).all():
-        raise NumericalError(
-            f"the VAE decoder ({session.provider}) gave NaN or Inf: expected a picture; export with --precision vae_decoder=fp32"
-        )
-    return np.clip(picture, -1.0, 1.0)
+    with scarce("decoding"):
+        z = (latents / latent.scaling + latent.shift).astype(np.float32)
+        picture = _in_tiles(run, z, tile, latent.downscale, 1) if tile else run(z)
+        if not np.isfinite(picture).all():
+            raise NumericalError(
+                f"the VAE decoder ({session.provider}) gave NaN or Inf: expected a picture; export with --precision vae_decoder=fp32"
+            )
+        return np.clip(picture, -1.0, 1.0)
 
 
 def encode(session: Handle, picture: Array, latent: Latent, *, tile: int = 0, noise: Array | None = None) -> Array:
@@ -76,7 +79,8 @@ def _in_tiles(run: Callable[[Array], Array], whole: Array, tile: int, grow: int,
             total[..., rows, columns] += part * weight
             weights[rows, columns] += weight
     assert total is not None
-    return total / weights
+    total /= weights
+    return total
 
 
 def _spans(length: int, tile: int) -> list[tuple[int, int]]:
