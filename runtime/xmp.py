@@ -5,9 +5,9 @@ IPTC Photo Metadata Standard, DigitalSourceType: https://iptc.org/standards/phot
 
 from __future__ import annotations
 
+from html import escape  # xml.sax.saxutils would load an HTTP client, and that TLS
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
-from xml.sax.saxutils import escape, quoteattr
 
 MAX_PACKET = 1 << 20
 """Bytes of a packet that is read."""
@@ -36,18 +36,24 @@ class Properties(NamedTuple):
 
 def compose(properties: Properties) -> str:
     """An XMP packet with what is not None."""
-    attributes = [f"xmlns:{prefix}={quoteattr(space)}" for prefix, space in _SPACES.items() if prefix not in {"x", "rdf"}]
+    attributes = [f"xmlns:{prefix}={_quoted(space)}" for prefix, space in _SPACES.items() if prefix not in {"x", "rdf"}]
     if properties.source_type is not None:
-        attributes.append(f"Iptc4xmpExt:DigitalSourceType={quoteattr(properties.source_type)}")
+        attributes.append(f"Iptc4xmpExt:DigitalSourceType={_quoted(properties.source_type)}")
     if properties.tool is not None:
-        attributes.append(f"xmp:CreatorTool={quoteattr(properties.tool)}")
-    record = "" if properties.record is None else f"<diffusette:record>{escape(properties.record.translate(_NO_XML))}</diffusette:record>"
+        attributes.append(f"xmp:CreatorTool={_quoted(properties.tool)}")
+    text = "" if properties.record is None else escape(properties.record.translate(_NO_XML), quote=False)
+    record = text and f"<diffusette:record>{text}</diffusette:record>"
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
-        f"<x:xmpmeta xmlns:x={quoteattr(_SPACES['x'])}><rdf:RDF xmlns:rdf={quoteattr(_SPACES['rdf'])}>"
+        f"<x:xmpmeta xmlns:x={_quoted(_SPACES['x'])}><rdf:RDF xmlns:rdf={_quoted(_SPACES['rdf'])}>"
         f'<rdf:Description rdf:about="" {" ".join(attributes)}>{record}</rdf:Description>'
         '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
     )
+
+
+def _quoted(value: str) -> str:
+    """`value` as an attribute's value, quotes included."""
+    return f'"{escape(value)}"'
 
 
 def parse(packet: bytes) -> Properties:
