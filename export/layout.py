@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .graph import attribute, integers, nodes_of, producer, rank, replace, tidy
+from .graph import attribute, constant, initializer, integers, nodes_of, producer, rank, replace, tidy
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -81,7 +81,8 @@ def _to_last(model: ir.Model, node: ir.Node, twins: dict[ir.Value, ir.Value]) ->
     pictures = node.inputs[:1] if node.op_type == "Resize" else node.inputs
     axis = attribute(node, "axis", 1)
     near = any(value in twins or producer(value, "Conv") is not None for value in pictures)
-    if not near or (node.op_type == "Concat" and axis != 1) or any(rank(value) != 4 for value in pictures):
+    other = axis != 1 if node.op_type == "Concat" else node.op_type == "Resize" and (attribute(node, "axes") or node.inputs[1] is not None)
+    if not near or other or any(rank(value) != 4 for value in pictures):
         return
     operands: list[ir.Value | None] = []
     for value in pictures:
@@ -94,8 +95,9 @@ def _to_last(model: ir.Model, node: ir.Node, twins: dict[ir.Value, ir.Value]) ->
     attributes = _attributes(node) | ({"axis": 3} if node.op_type == "Concat" else {})
     orders: list[ir.Node] = []
     for value in node.inputs[len(pictures) :]:
-        if value is None:
-            operands.append(None)
+        known = constant(value)
+        if value is None or known is not None:
+            operands.append(None if value is None or known is None else initializer(model, f"{value.name}.last", known[list(TO_LAST)]))
             continue
         order = ir.node("Gather", [value, integers(model, *TO_LAST)], {"axis": 0})
         orders.append(order)
