@@ -135,8 +135,9 @@ def generate(
 
 
 @cli.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.argument("destination", type=FOLDER)
+@click.option("--revision", help="Branch, tag or commit of a model on a hub.  [default: its main branch]")
 @click.option("--target", default="cpu", show_default=True, type=click.Choice(["cpu", "openvino", "cuda", "directml", "portable"]))
 @click.option(
     "--precision",
@@ -144,19 +145,25 @@ def generate(
 )
 @click.option("--prompts", type=FILE, help="Text file, a prompt a line: what int8 is calibrated on.")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="Merge a LoRA (safetensors); may be given several times.")
+@click.option("--tiny-vae", type=click.Path(path_type=Path), help="Add the decoder of this tiny autoencoder (TAESD), a file or a folder.")
 @click.option("--force", is_flag=True, help="Replace DESTINATION if it exists.")
 @as_json
 def export(
-    source: Path,
+    source: str,
     destination: Path,
+    revision: str | None,
     target: Any,
     precision: str | None,
     prompts: Path | None,
     loras: tuple[str, ...],
+    tiny_vae: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Turn the Stable Diffusion model SOURCE, a diffusers folder or a safetensors checkpoint, into the bundle DESTINATION."""
+    """Turn the Stable Diffusion model SOURCE into the bundle DESTINATION.
+
+    SOURCE is a diffusers folder, a safetensors checkpoint, or OWNER/NAME of a model on the Hugging Face hub.
+    """
     try:
         from .export import export as exporting
         from .export.merge import Lora
@@ -170,6 +177,8 @@ def export(
         precision=exporting.precision_of(precision, target),
         prompts=files.lines(prompts) if prompts else (),
         loras=tuple(Lora(*files.lora_of(text)) for text in loras),
+        revision=revision,
+        tiny_vae=tiny_vae,
         force=force,
     )
     with console.progress() as advance:

@@ -12,9 +12,7 @@ import msgspec
 from ..models import families, manifest, noise_config
 from ..models.manifest import Target
 from . import extras, fused, vocabulary, write
-from .source import Source
-
-LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSES.md", "LICENCE", "NOTICE", "README.md")
+from .source import LICENCES, Source
 
 
 def prepare(

@@ -25,8 +25,8 @@ from .calibrate import open_graph
 from .component import LARGE
 from .lower import Lowered, to_fp16, to_int8
 from .merge import Lora
-from .origin import Origin, open_source
-from .publish import Stage, staged
+from .origin import Origin, locate, open_source
+from .publish import Stage, refuse_existing, staged
 from .quantize import Row
 from .source import Source
 from .targets import FORMS, PRECISIONS, TARGETS
@@ -47,6 +47,8 @@ class Options:
     """What is drawn to calibrate int8; if empty, the source's prompts.txt, or a few general ones."""
     loras: tuple[Lora, ...] = ()
     """LoRA files that are merged into the weights."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on a hub; None is its main branch."""
     tiny_vae: Path | None = None
     """A tiny autoencoder (TAESD: a diffusers folder or a safetensors file) whose decoder becomes a component of its own."""
     force: bool = False
@@ -67,9 +69,9 @@ class Report:
 
 
 def export_folder(
-    source: Path, destination: Path, options: Options | None = None, progress: Progress = lambda _what, _done: None
+    source: Path | str, destination: Path, options: Options | None = None, progress: Progress = lambda _what, _done: None
 ) -> Report:
-    """Exports `source`, a diffusers folder or a checkpoint in one file, as a bundle at `destination`.
+    """Exports `source` as a bundle at `destination`: a diffusers folder, a checkpoint in one file, or, as text, `owner/name` on a hub.
 
     The same source, options and versions give the same bytes. A run that was killed goes on where it stopped.
 
@@ -80,7 +82,8 @@ def export_folder(
         NumericalError: a component does not agree with torch; nothing is published.
     """
     options = options or Options()
-    origin = Origin(source, options.tiny_vae)
+    refuse_existing(destination, force=options.force)  # before anything is fetched
+    origin = locate(source, options.revision, options.tiny_vae, progress)
     opened = open_source(origin)
     for lora in options.loras:
         if not lora.path.is_file():

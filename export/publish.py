@@ -72,11 +72,11 @@ def staged(destination: Path, key: str, *, force: bool) -> Generator[Stage]:
         raise RequestError(f"{destination.parent}: no such folder: create it first, or choose another destination")
     folder = destination.parent / f".{destination.name}.partial"
     _restore(destination)
-    _refuse_existing(destination, force=force)
+    refuse_existing(destination, force=force)
     try:
         folder.mkdir(exist_ok=True)
         with _locked(folder):
-            _refuse_existing(destination, force=force)
+            refuse_existing(destination, force=force)
             _prepare(folder, key)
             yield Stage(folder, destination)
             _publish(folder, destination)
@@ -89,7 +89,12 @@ def staged(destination: Path, key: str, *, force: bool) -> Generator[Stage]:
         raise ResourceError(f"{destination}: cannot be written ({error}): check the path and its permissions") from error
 
 
-def _refuse_existing(destination: Path, *, force: bool) -> None:
+def refuse_existing(destination: Path, *, force: bool) -> None:
+    """Refuses a destination that would not be replaced.
+
+    Raises:
+        RequestError: it exists and `force` is off, or it is a file.
+    """
     if destination.exists() and not force:
         raise RequestError(f"{destination} exists: choose another name, or replace it with --force")
     if destination.exists() and not destination.is_dir():

@@ -32,8 +32,11 @@ ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Classes of the components that are exported."""
-_STEMS = ("diffusion_pytorch_model", "model")
-_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
+LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSES.md", "LICENCE", "NOTICE", "README.md")
+"""Files at the top of a folder that say under which terms it may be used."""
+STEMS = ("diffusion_pytorch_model", "model")
+"""What files of weights are called, before `.safetensors` or `.fp16.safetensors`."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def _read(file: safetensors.Weights, name: str) -> Array:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    for stem in _STEMS:
+    for stem in STEMS:
         for variant in ("", ".fp16"):
             whole, sharded = folder / f"{stem}{variant}.safetensors", folder / f"{stem}.safetensors.index{variant}.json"
             if whole.is_file():
@@ -183,10 +186,10 @@ def _weight_files(folder: Path) -> list[Path]:
                 if bad:
                     raise BundleError(f"{sharded}: {bad[0]!r} is not a safetensors file beside it: refused")
                 return [folder / name for name in names]
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     if pickles:
         raise BundleError(f"{folder / pickles[0]} is a pickle, which can run code; expected .safetensors: convert it in a sandbox first")
-    raise BundleError(f"{folder}: no weights; expected {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors")
+    raise BundleError(f"{folder}: no weights; expected {STEMS[0]}.safetensors or {STEMS[1]}.safetensors")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -216,17 +219,18 @@ def optional_json(path: Path) -> dict[str, Any]:
 
 
 def licence_of(folder: Path) -> str:
-    """What the model card's front matter says after `license:`, or "unknown"."""
+    """What the model card's front matter says after `license:` (its name, where that is "other"), or "unknown"."""
     try:
         lines = (folder / "README.md").read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return "unknown"
     if not lines or lines[0].strip() != "---":
         return "unknown"
+    said: dict[str, str] = {}
     for line in lines[1:]:
-        key, _, value = line.partition(":")
         if line.strip() == "---":
             break
-        if key == "license" and value.strip():
-            return value.strip().strip("\"'")
-    return "unknown"
+        key, _, value = line.partition(":")
+        said.setdefault(key, value.strip().strip("\"'"))
+    found = said.get("license") or "unknown"
+    return said.get("license_name") or found if found == "other" else found
