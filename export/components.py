@@ -65,13 +65,16 @@ class TextEncoder(nn.Module):
         pooled = torch.gather(last, 1, place)[:, 0]
         if hasattr(self, "text_projection"):
             pooled = self.text_projection(pooled)
-        kept = [states[k] if self.raw else model.final_layer_norm(states[k]) for k in hidden_states(len(states))]
+        kept = [states[k] if self.raw else model.final_layer_norm(states[k]) for k in hidden_states(len(states), whole=self.raw)]
         return last, pooled, *kept
 
 
-def hidden_states(layers: int) -> range:
-    """Indices of the hidden states given beside the last: layers - 1, layers - 2, … (0 would be the embeddings)."""
-    return range(layers - 1, max(0, layers - 1 - SKIPPED_LAYERS), -1)
+def hidden_states(layers: int, *, whole: bool = False) -> range:
+    """Indices of the hidden states given beside the last: layers - 1, layers - 2, …
+
+    As many as CLIP skip can go back, or the `whole` of them down to the embeddings (0), which optimum's SDXL pipelines ask for.
+    """
+    return range(layers - 1, -1 if whole else max(0, layers - 1 - SKIPPED_LAYERS), -1)
 
 
 def _text_encoder(source: Source, name: str) -> Component:
@@ -91,7 +94,7 @@ def _text_encoder(source: Source, name: str) -> Component:
         if projected
         else Port("pooler_output", "float32", ("batch_size", width))
     )
-    outputs += [Port(f"{label}.{k}", "float32", tokens) for k in hidden_states(layers)]
+    outputs += [Port(f"{label}.{k}", "float32", tokens) for k in hidden_states(layers, whole=raw)]
     found = source.weights(name)
     ports = (Port("input_ids", "int64", ("batch_size", "sequence_length")),)
     return assembled(
