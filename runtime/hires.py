@@ -107,5 +107,6 @@ _ALIASES = {
     "latentantialiased": "latent",
     "latentbicubicantialiased": "latent_bicubic",
 }
-_BY_KEY = {key_of(alias): entry for entry in UPSCALERS.values() for alias in (entry.name, entry.label)}
-_BY_KEY |= {alias: UPSCALERS[name] for alias, name in _ALIASES.items()}
+_BY_KEY = {key_of(alias): entry for entry in UPSCALERS.values() for alias in (entry.name, entry.label)} | {
+    alias: UPSCALERS[name] for alias, name in _ALIASES.items()
+}

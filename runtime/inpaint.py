@@ -124,5 +124,7 @@ def channels(mask: Array, masked: Array) -> Array:
     """What an inpainting U-Net sees beside the sample: a `pixel_mask`, thinned out to latent pixels as such models were trained, and the
     latents of the picture with grey in the mask's place. (1, 1 + channels, height, width).
     """
-    rows, columns = (np.arange(count) * length // count for count, length in zip(masked.shape[-2:], mask.shape[-2:], strict=True))
+    height, width = int(masked.shape[-2]), int(masked.shape[-1])
+    rows = np.arange(height) * int(mask.shape[-2]) // height
+    columns = np.arange(width) * int(mask.shape[-1]) // width
     return np.concatenate([mask[..., rows[:, None], columns], masked], axis=1)

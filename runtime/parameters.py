@@ -16,7 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -144,7 +144,7 @@ def _shown(extra: Mapping[str, Any]) -> dict[str, Any]:
     found = {**extra}
     options = found.pop("sampler_options", {})
     if isinstance(options, dict):
-        found |= {_OPTIONS.get(name, name): value for name, value in options.items()}
+        found |= {_OPTIONS.get(name, name): value for name, value in cast("dict[str, Any]", options).items()}
     if found.pop("only_masked", False):
         found["Inpaint area"] = "Only masked"
     upscaler = UPSCALERS.get(str(found.get("hires_upscaler")))

@@ -8,90 +8,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Self, Unpack
 
-import numpy as np
 from PIL import Image
 
 from ..models.bundle import DEMO, Bundle, open_bundle
-from ..models.errors import RequestError, ResourceError
+from ..models.errors import ResourceError
 from ..models.families import FAMILIES, Family
 from ..models.manifest import Manifest
-from . import adapters, denoise, graph_cache, hires, inpaint, machine, pictures, preview, recording, refine, samplers, text, vae
+from . import adapters, conditioning, graph_cache, hires, inpaint, machine, pictures, preview, recording, refine, samplers, speed, text, vae
 from .adapters import Adapted
-from .components import PLANS, TILE, Components, Handle, choose_plan
-from .denoise import Array, Conditioning, Denoise, Feeds, Guidance, Weighted
+from .components import PLANS, TILE, Components, choose_plan
+from .denoise import Array, Denoise, combine
 from .drawing import Drawing, Run
 from .inpaint import Scene
-from .parameters import Record
 from .providers import resolve
-from .request import TINY_DECODER, Fields, Job, Pass, Request, settle
+from .request import TINY_DECODER, Fields, Job, Request, settle
+from .result import Picture, Result, Step
 from .safety import COMPONENT as CHECKER
 from .safety import Filter, open_filter
 from .session import SessionOptions
-from .tokenizer import open_tokenizer
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of one picture is done."""
-
-    picture: int
-    """Index of the picture, from 0."""
-    number: int
-    """Steps of it done, from 1."""
-    total: int
-    """Steps that it takes, over all its passes."""
-    latents: Array
-    """(1, channels, height, width), float32, with the noise that is left."""
-    denoised: Array
-    """What the model takes for the finished latents; `Pipeline.preview` makes a picture of it."""
-    done: float
-    """The share of the steps of all pictures that is done, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture is done."""
-
-    image: Image.Image
-    seed: int
-    record: Record
-    """What it takes to draw it again; goes into the file's metadata."""
-    flagged: bool = False
-    """The safety checker found it unsafe: `image` is black."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What `generate` gives."""
-
-    pictures: tuple[Picture, ...]
-    provider: str
-    """The provider that ran."""
-    plan: str
-    """The memory plan that was used."""
-    notes: tuple[str, ...]
-    """What the user should know: what was cut from the prompt, what `auto` passed over."""
-    timings: dict[str, float]
-    """Seconds by component, and `total`."""
-    safety: Literal["on", "off", "none"] = "none"
-    """Whether the bundle's safety checker saw the pictures, was switched off, or is not there."""
-
-    @property
-    def images(self) -> tuple[Image.Image, ...]:
-        return tuple(picture.image for picture in self.pictures)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(picture.seed for picture in self.pictures)
-
-    @property
-    def metadata(self) -> tuple[Record, ...]:
-        return tuple(picture.record for picture in self.pictures)
 
 
 @dataclass
@@ -110,7 +49,7 @@ class Pipeline:
     _factors: preview.Factors | None = None
 
     def __post_init__(self) -> None:
-        self.encoders = tuple(_encoders(self.bundle, self.components))
+        self.encoders = tuple(conditioning.encoders(self.bundle, self.components))
         self.filter = open_filter(self.bundle, self.components) if self.safety else None
 
     @property
@@ -173,7 +112,7 @@ class Pipeline:
         notes = [] if notes is None else notes
         job = settle(request, self.manifest, refines=self.refiner is not None)
         adapted = adapters.adapt(request, self.bundle, self.components, self.encoders)
-        notes += adapted.notes
+        notes += (*adapted.notes, *speed.notes(speed.find(request.speed), adapted.unet))
         scene = _scene(job)
         runs = self._runs(job, adapted, scene, notes)
         said = {**adapted.record, **recording.inputs(request, self.refiner.manifest if self.refiner else None)}
@@ -218,9 +157,9 @@ class Pipeline:
 
     def _runs(self, job: Job, adapted: Adapted, scene: Scene | None, notes: list[str]) -> list[Run]:
         """The ways through noise levels that each picture takes: one, with hires a second, with a refiner the end of the last apart."""
-        encoded = self._encode_prompt(job, job.passes[0], adapted.encoders, notes)
+        encoded = conditioning.encode(job, job.passes[0], self.family, adapted.encoders, notes)
         start = None if scene is None else self._encode(pictures.to_array(scene.picture))
-        seen = self._picture_channels(scene, start)
+        seen = conditioning.picture_channels(self.manifest, scene, start, self._encode)
 
         def keeping(model: Callable[[], Denoise]) -> Callable[[Drawing], Denoise]:
             """`model`, holding to what the mask does not cover, unless the U-Net sees that by itself."""
@@ -234,7 +173,7 @@ class Pipeline:
                 self.components,
                 one.sigmas,
                 partial(self._begin, job, start) if number == 0 else partial(self._enlarge, job, notes),
-                keeping(partial(self._denoiser, job, one, adapted.unet, encoded, seen)),
+                keeping(partial(conditioning.denoiser, job, one, self.manifest, adapted.unet, encoded, seen)),
             )
             for number, one in enumerate(job.passes)
         ]
@@ -243,65 +182,10 @@ class Pipeline:
         *before, last = runs
         place = refine.handover(last.sigmas, self.manifest.noise, job.request.refiner_start)
         self._make_room(self.refiner.components)
-        end = job.passes[-1]
-        states = self.refiner._encode_prompt(job, end, self.refiner.encoders, notes)  # noqa: SLF001  # one of us
-        unet = self.refiner.components.get("unet")
-        model = partial(self.refiner._denoiser, job, end, unet, states, {})  # noqa: SLF001  # likewise
+        end, other = job.passes[-1], self.refiner
+        states = conditioning.encode(job, end, other.family, other.encoders, notes)
+        model = partial(conditioning.denoiser, job, end, other.manifest, other.components.get("unet"), states, {})
         return [*before, *refine.split(last, place, self.refiner.components, keeping(model), notes)]
-
-    def _encode_prompt(self, job: Job, one: Pass, encoders: Sequence[text.TextEncoder], notes: list[str]) -> text.Encoded:
-        request = job.request
-        encoded = text.encode(
-            request.prompt,
-            encoders,
-            one.sigmas,
-            negative=request.negative if job.guidance != 1 else None,
-            clip_skip=request.clip_skip,
-            sizes=self._sizes(one),
-            zero_empty_negative=self.family.architecture == "sdxl" and self.family.task != "refine",
-        )
-        notes += [note for note in encoded.notes if note not in notes]
-        return encoded
-
-    def _sizes(self, one: Pass) -> text.Sizes | None:
-        """What SDXL wants to know about the picture."""
-        if self.family.architecture != "sdxl":
-            return None
-        size = (one.height, one.width)
-        return text.Sizes(original=size, target=size, aesthetic=(6.0, 2.5) if self.family.task == "refine" else None)
-
-    def _denoiser(self, job: Job, one: Pass, unet: Handle, encoded: text.Encoded, seen: Feeds) -> Denoise:
-        """The U-Net with everything the prompt, the guidance and the family add to it."""
-        noise = self.manifest.noise
-        predict = denoise.unet(unet, noise)
-        guidance = Guidance(scale=job.guidance, rescale=job.request.rescale, interval=job.interval)
-        extra = dict(seen)
-        if "timestep_cond" in unet.inputs:  # distilled to be guided by a number: no negative prompt, one call a step
-            width = unet.inputs["timestep_cond"].shape[-1]
-            assert isinstance(width, int)
-            extra["timestep_cond"] = denoise.guidance_embedding(job.guidance, width)
-            return denoise.guided(predict, noise.prediction, _adding(encoded.positive, extra), None, Guidance(scale=1.0))
-        sizes = self._sizes(one)
-        if sizes is not None and one is not job.passes[0]:  # the text was encoded with the sizes of the first
-            extra["time_ids"] = sizes.time_ids()
-        positive = _adding(encoded.positive, extra)
-        negative = None if encoded.negative is None else _adding(encoded.negative, extra)
-        if self.family.task == "instruct" and negative is not None:
-            picture_scale = 1.5 if job.request.image_guidance is None else job.request.image_guidance
-            return denoise.guided_by_picture(predict, noise.prediction, positive, negative, replace(guidance, picture_scale=picture_scale))
-        return denoise.guided(predict, noise.prediction, positive, negative, guidance)
-
-    def _picture_channels(self, scene: Scene | None, start: Array | None) -> dict[str, Array]:
-        """What U-Nets that work on a picture see beside the sample: mask and masked picture, or the picture itself."""
-        if self.family.task not in {"inpaint", "instruct"}:
-            return {}
-        if start is None or scene is None:
-            raise RequestError(f"{self.manifest.source.name} works on a picture: give one with init (--init FILE)")
-        if self.family.task == "instruct":
-            return {denoise.EXTRA_CHANNELS: start / np.float32(self.manifest.latent.scaling)}
-        mask = inpaint.pixel_mask(scene.mask or Image.new("L", scene.picture.size, 255))
-        masked = self._encode(pictures.to_array(scene.picture) * (mask < 0.5))
-        return {denoise.EXTRA_CHANNELS: inpaint.channels(mask, masked)}
 
     def _begin(self, job: Job, start: Array | None, group: Sequence[Drawing]) -> None:
         """The first latents of pictures: noise, over the latents `start` if there are any."""
@@ -312,9 +196,9 @@ class Pipeline:
             shape = (1, latent.channels, first.height // latent.downscale, first.width // latent.downscale)
             noise = drawing.draw_noise(shape)
             if start is None or anew:
-                drawing.latents = noise * np.float32(samplers.start_scale(job.sampler, self.manifest.noise, sigma))
+                drawing.latents = combine((samplers.start_scale(job.sampler, self.manifest.noise, sigma), noise))
             else:
-                drawing.latents = start + np.float32(sigma) * noise
+                drawing.latents = combine((sigma, noise), (1.0, start))
 
     def _enlarge(self, job: Job, notes: list[str], group: Sequence[Drawing]) -> None:
         """Hires: from the latents of the first pass to the first ones of the second."""
@@ -328,7 +212,7 @@ class Pipeline:
             size = (second.height // latent.downscale, second.width // latent.downscale)
             drawn = [hires.resize(latents, *size, upscaler) for latents in drawn]
         for drawing, latents in zip(group, drawn, strict=True):
-            drawing.latents = latents + np.float32(second.sigmas[0]) * drawing.draw_noise(latents.shape)
+            drawing.latents = combine((float(second.sigmas[0]), drawing.draw_noise(latents.shape)), (1.0, latents))
 
     def _encode(self, picture: Array) -> Array:
         return vae.encode(self.components.get("vae_encoder"), picture, self.manifest.latent, tile=self.components.tile)
@@ -341,6 +225,7 @@ class Pipeline:
         except ResourceError:
             if tile:
                 raise
+        self.components.close()  # the decoder keeps what it had taken until then
         notes.append("memory did not suffice to decode the picture whole: it was decoded in tiles")
         return vae.decode(decoder, latents, latent, tile=TILE)
 
@@ -397,7 +282,7 @@ def load(
         refining = open_bundle(Path(refiner))
         refine.check(bundle.manifest, refining.manifest)
         if memory == "auto":
-            plan = max(plan, choose_plan(memory, refining)[0], "sequential", key=PLANS.index)
+            plan = PLANS[max(map(PLANS.index, (plan, choose_plan(memory, refining)[0], "sequential")))]
             note = f"memory: two models take turns, so the plan is {plan}"
         components = Components(refining, resolve(chosen.name, refining.manifest.target), plan, options, adaptive=memory == "auto")
         second = Pipeline(refining, components, safety=False)
@@ -412,22 +297,6 @@ def _cache(cache: str | Path | None, bundle: Bundle) -> tuple[Path | None, str]:
         return None, ""
     folder = graph_cache.default_folder() if cache == "auto" else Path(cache)
     return folder, "" if folder else f"optimized graphs are not cached: {graph_cache.why_unwritable(None)}"
-
-
-def _adding(conditioning: Conditioning, extra: Feeds) -> Conditioning:
-    """`conditioning` with the same feeds added at every sigma."""
-    if not extra:
-        return conditioning
-    return lambda sigma: [Weighted(weight, {**feeds, **extra}) for weight, feeds in conditioning(sigma)]
-
-
-def _encoders(bundle: Bundle, components: Components) -> Iterator[text.TextEncoder]:
-    several = len(bundle.manifest.tokenizers) > 1
-    for name, description in bundle.manifest.tokenizers.items():
-        encoder = name.replace("tokenizer", "text_encoder")
-        tokenizer = open_tokenizer(bundle.path(description.folder), description)
-        is_second = encoder == "text_encoder_2"
-        yield text.TextEncoder(components.get(encoder), tokenizer, penultimate=several or is_second, pooled=is_second)
 
 
 def _scene(job: Job) -> Scene | None:

@@ -49,7 +49,7 @@ def fit(encode: Callable[[Array], Array], downscale: int) -> Factors:
     chart = colours.repeat(PATCH, 1).repeat(PATCH, 2)
     latents = encode(chart.repeat(downscale, 1).repeat(downscale, 2)[None].astype(np.float32))
     rows = latents[0].reshape(latents.shape[1], -1).T.astype(np.float64)
-    return np.linalg.lstsq(np.column_stack([rows, np.ones(len(rows))]), chart.reshape(3, -1).T, rcond=None)[0]
+    return np.linalg.lstsq(np.column_stack([rows, np.ones(len(rows))]), chart.reshape(3, -1).T, rcond=None)[0].astype(np.float64)
 
 
 def linear(latents: Array, factors: Factors) -> Image.Image:

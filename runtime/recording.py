@@ -43,7 +43,9 @@ def record_of(job: Job, drawing: Drawing, manifest: Manifest, said: Mapping[str,
     """What it takes to draw `drawing` again; `said` goes into it as it is."""
     request = replace(job.request, variation_seed=drawing.variation_seed)
     names = [field.name for field in dataclasses.fields(Request) if field.name not in _OWN | _ELSEWHERE]
-    extra = {name: getattr(request, name) for name in names if _counts(request, name)}
+    extra: dict[str, Any] = {name: getattr(request, name) for name in names if _counts(request, name)}
+    if request.sampler_options:
+        extra["sampler_options"] = dict(request.sampler_options)
     first = job.passes[0]
     return Record(
         prompt=request.prompt,
@@ -57,7 +59,7 @@ def record_of(job: Job, drawing: Drawing, manifest: Manifest, said: Mapping[str,
         height=first.height,
         model=manifest.source.name,
         model_hash=manifests.fingerprint(manifest),
-        extra={**{name: dict(value) if isinstance(value, Mapping) else value for name, value in extra.items()}, **said},
+        extra={**extra, **said},
     )
 
 

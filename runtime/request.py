@@ -17,7 +17,7 @@ from PIL import Image
 from ..models.errors import RequestError
 from ..models.families import FAMILIES
 from ..models.manifest import Manifest
-from . import denoise, hires, pictures, samplers, schedules
+from . import denoise, hires, pictures, samplers, schedules, speed
 from .randomness import KINDS, SEED_LIMIT
 from .samplers import Option, Sampler
 
@@ -86,6 +86,8 @@ class Request:
     """How far the base draws before the refiner takes over, as a share of the model's timesteps; by default 0.8 where there is one."""
     decoder: str = "vae"
     """What makes the picture of the latents: "vae", or the bundle's "tiny" decoder, in a fraction of the time."""
+    speed: str = "exact"
+    """How much work is left out: a name of `speed.SPEEDS`."""
     clip_skip: int = 0
     """Layers of the text encoder left out at its end."""
     rescale: float = 0.0
@@ -133,6 +135,7 @@ class Fields(TypedDict, total=False):
     hires_upscaler: str
     refiner_start: float | None
     decoder: str
+    speed: str
     clip_skip: int
     rescale: float
     guidance_interval: tuple[float, float]
@@ -202,15 +205,15 @@ def settle(request: Request, manifest: Manifest, *, refines: bool = False) -> Jo
     steps = len(sigmas) - 1 if request.steps is None else request.steps
     assert request.width is not None
     assert request.height is not None
-    assert request.seed is not None
-    assert request.variation_seed is not None
     passes = [
         Pass(request.width, request.height, sigmas if request.strength is None else _last(sigmas, math.ceil(steps * request.strength)))
     ]
     if request.hires > 1:
         passes.append(_larger(request, passes[0], steps, levels, manifest))
         request = replace(request, hires_steps=passes[1].steps)
-    still = request.variation > 0
+    still, seed, variation_seed = request.variation > 0, request.seed, request.variation_seed
+    assert seed is not None
+    assert variation_seed is not None
     return Job(
         request=request,
         passes=tuple(passes),
@@ -220,8 +223,8 @@ def settle(request: Request, manifest: Manifest, *, refines: bool = False) -> Jo
         options=samplers.options_for(sampler, request.sampler_options, manifest.noise),
         schedule=schedule,
         steps=steps,
-        seeds=tuple(request.seed + (0 if still else index) for index in range(request.count)),
-        variation_seeds=tuple(request.variation_seed + index for index in range(request.count)),
+        seeds=tuple(seed + (0 if still else index) for index in range(request.count)),
+        variation_seeds=tuple(variation_seed + index for index in range(request.count)),
     )
 
 
@@ -253,6 +256,7 @@ def _check(request: Request, manifest: Manifest, *, refines: bool) -> None:
     for name in ("seed", "variation_seed"):
         if getattr(request, name) is not None:
             _number(name, getattr(request, name), 0, SEED_LIMIT - request.count)
+    speed.find(request.speed)
     for path, weight in request.loras:
         _number(f"weight of {path.name}", weight, -MAX_LORA, MAX_LORA)
     family = FAMILIES[manifest.family]
