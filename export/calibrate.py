@@ -34,6 +34,8 @@ PROMPTS = (
 STEPS = 10
 KEPT = {"unet": 48, "vae_encoder": 4, "vae_decoder": 6}
 """Recorded calls that are used of each component, evenly spread over steps, prompts and guidance branches."""
+CLIP_DEVIATION = np.float32(0.54)
+"""Of what CLIP was trained on, where pixels go from -1 to 1; its mean is about 0."""
 LARGE = 1_000_000_000
 """Bytes of a U-Net from which only two prompts are drawn, at half size: a float32 call then takes seconds."""
 
@@ -51,10 +53,12 @@ class Recording(Components):
         return super().run(name, feeds, variant)
 
 
-def open_graph(graph: Path) -> Session:
-    """The graph on the CPU; the weights of a large one stay on disk."""
-    size = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
-    return open_session(graph, resolve("cpu"), SessionOptions(threads=machine.cores(), prepack=size < LARGE, arena=size < LARGE))
+def open_graph(graph: Path, *, lean: bool | None = None) -> Session:
+    """The graph on the CPU; with `lean`, as large ones are opened where nobody says anything, its weights stay on disk."""
+    if lean is None:
+        lean = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*")) >= LARGE
+    options = SessionOptions(threads=machine.cores(), prepack=not lean, reorder=not lean, arena=not lean)
+    return open_session(graph, resolve("cpu"), options)
 
 
 def read_lora(
@@ -97,6 +101,12 @@ def record(folder: Path, prompts: Sequence[str] = (), seed: int = 0) -> dict[str
             drawn = pipeline.generate(request).images[0]
             if "vae_encoder" in recording:
                 recording.run("vae_encoder", {"sample": pictures.to_array(drawn)})
+            if "safety_checker" in recording:
+                size = bundle.manifest.components["safety_checker"].inputs["clip_input"].shape[-1]
+                assert isinstance(size, int)
+                recording.run("safety_checker", {"clip_input": pictures.to_array(drawn.resize((size, size))) / CLIP_DEVIATION})
+    if "tiny_decoder" in recording:
+        recording.recorded["tiny_decoder"] = recording.recorded["vae_decoder"]
     return {name: _spread(feeds, KEPT.get(name, 8)) for name, feeds in recording.recorded.items()}
 
 

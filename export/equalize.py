@@ -6,17 +6,15 @@ h is linear in W1, so that dividing its channels by s and multiplying W2's rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from . import graph
 from .layers import layers
-from .ranges import Array, Feeds, observe
+from .ranges import Array, Observed
 
 STRENGTH = 0.8
 """How much of the range moves: 0 leaves it in the activation, 1 puts all of it into the weight."""
@@ -36,22 +34,29 @@ class _Pair:
     """First column of h in the first weight."""
 
 
-def scales(model: ir.Model, feeds: Sequence[Feeds], folder: Path, open_graph: Callable[[Path], Any]) -> dict[str, Array]:
-    """What to divide each channel by, for every gated feed-forward by its second layer's name, as the activations on `feeds` ask for."""
-    pairs = _pairs(model)
-    if not pairs:
-        return {}
-    seen = observe(model, {pair.activation.name or "": -1 for pair in pairs}, feeds, folder, open_graph)
+def watched(model: ir.Model) -> dict[str, int | None]:
+    """The tensors that `scales` has to know, with the axis of their channels."""
+    return {pair.activation.name or "": -1 for pair in _pairs(model)}
+
+
+def scales(model: ir.Model, seen: Mapping[str, Observed]) -> dict[str, Array]:
+    """What to divide each channel by, for every gated feed-forward by its second layer's name, as what was `seen` asks for."""
     found: dict[str, Array] = {}
-    for pair in pairs:
+    for pair in _pairs(model):
         assert pair.second.const_value is not None
         real: Array = pair.second.const_value.numpy()
         weight: Array = np.maximum(np.abs(real).max(axis=1), 1e-6)
-        peaks = np.maximum(seen[pair.activation.name or ""].channel_peaks, 1e-6)
+        peaks = np.maximum(seen[pair.activation.name or ""].peaks, 1e-6)
         scale = peaks**STRENGTH / weight ** (1 - STRENGTH)
         scale /= np.exp(np.mean(np.log(scale)))
         found[pair.name] = np.clip(scale, 1e-2, 1e2).astype(np.float32)
     return found
+
+
+def divided(model: ir.Model, seen: Mapping[str, Observed], found: Mapping[str, Array]) -> dict[str, Observed]:
+    """What was `seen`, as it is once the scales `found` have been applied."""
+    changed = {pair.activation.name or "": found[pair.name] for pair in _pairs(model)}
+    return {name: one.divided(changed[name]) if name in changed else one for name, one in seen.items()}
 
 
 def apply(model: ir.Model, found: Mapping[str, Array]) -> ir.Model:

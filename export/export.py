@@ -20,16 +20,17 @@ import msgspec
 from ..models import manifest
 from ..models.errors import RequestError, ResourceError
 from ..models.manifest import Precision, Target
-from . import assemble, calibrate, components, graph, merge, parity, reference, write
+from . import assemble, calibrate, components, graph, merge, parity, reference, report, write
 from .calibrate import open_graph
 from .component import LARGE
-from .lower import Lowered, to_fp16, to_int8
+from .lower import Lowered, lower
 from .merge import Lora
 from .origin import Origin, locate, open_source
+from .pieces import Pieces, sweep
 from .publish import Stage, refuse_existing, staged
 from .quantize import Row
 from .source import Source
-from .targets import FORMS, PRECISIONS, TARGETS
+from .targets import PRECISIONS, TARGETS
 from .trace import trace
 
 Progress = Callable[[str, float], None]
@@ -106,6 +107,8 @@ def export_folder(
         made = assemble.prepare(opened, floats, records, options.target, [f"{lora.path.stem}:{lora.weight:g}" for lora in options.loras])
         lowered = _lower(stage, made, precisions, options, progress)
         progress("publishing", 1.0)
+        sweep(stage.folder)
+        report.write_to(stage.bundle, floats, made, lowered)
         made = assemble.assemble(stage.bundle, floats, made)
     warnings = [*assemble.warnings(opened), *(one.note for one in lowered.values() if one.note)]
     return Report(destination, made, tuple(warnings), {name: one.rows for name, one in lowered.items()})
@@ -163,7 +166,7 @@ def export_float(source: Source, name: str, folder: Path, target: Target, loras:
     feeds = parity.cases(component)
     with reference.loaded(component):
         expected = parity.references(component, feeds)
-    found = parity.compare(open_graph(folder / write.GRAPH), feeds, expected)
+    found = parity.compare(Pieces(folder, open_graph), feeds, expected)
     parity.require(name, "fp32", found, parity.BARS["fp32"])
     ports = {port.name: manifest.Tensor(port.dtype, port.shape) for port in component.inputs}
     given = {port.name: manifest.Tensor(port.dtype, port.shape) for port in component.outputs}
@@ -187,8 +190,8 @@ def _lower(
         record = stage.recall(f"{name}.lowered")
         if record is None:
             bar = options.min_snr if options.min_snr is not None and name == "unet" else parity.BARS[precisions[name]]
-            where = (name, floats / name, stage.bundle / name, stage.work / "observed", feeds[name], made.components[name], bar)
-            record = msgspec.to_builtins(to_fp16(*where) if precisions[name] == "fp16" else to_int8(*where, FORMS[options.target]))
+            where = (floats / name, stage.bundle / name, stage.work / "lowered", feeds[name], made.components[name], bar)
+            record = msgspec.to_builtins(lower(name, precisions[name], options.target, *where))
             stage.remember(f"{name}.lowered", record)
         lowered[name] = msgspec.convert(record, Lowered)
         made.components[name] = lowered[name].component

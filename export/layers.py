@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from .graph import dims
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -22,10 +24,16 @@ class Layer:
 
     @property
     def input(self) -> ir.Value:
-        """The activation."""
-        value = self.node.inputs[0]
+        """The activation; of a Gather, which rows are looked up."""
+        value = self.node.inputs[1 if self.node.op_type == "Gather" else 0]
         assert value is not None
         return value
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Of a MatMul (in, out)."""
+        assert self.weight.const_value is not None
+        return dims(self.weight.const_value)
 
     @property
     def elements(self) -> int:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
 
-from ..models.manifest import Component, Precision
-from . import equalize, half, parity, quantize, ranges, recipe, write
+from ..models.manifest import Component, Precision, Target
+from . import equalize, half, parity, quantize, ranges, recipe, sensitivity, write
 from .calibrate import Feeds, open_graph
-from .layers import layers
-from .quantize import Form
+from .layers import Layer, layers
+from .pieces import Pieces, Values
+from .quantize import Form, Row
 from .recipe import Kind
+from .targets import FORMS
 
-PROMOTED = 4
-"""Layers that get a better kind at once while the bar is not met: a twenty-fourth of those that are left, at least so many."""
-_BETTER: Mapping[Kind, Kind] = MappingProxyType({"int8": "weights", "weights": "half"})
+CHECKED = 8
+"""Recorded inputs on which a graph is compared with float, evenly spread over all."""
+MEASURED = 2
+"""Recorded inputs on which the effect of each layer is measured."""
+ATTEMPTS = 8
+"""Graphs that are made at most until the bar is met with no more layers in float than it takes."""
+_BETTER: Mapping[Kind, Kind] = MappingProxyType({"int4": "weights", "int8": "weights", "weights": "half"})
+_INTEGERS = frozenset({"int4", "int8", "weights"})
 
 
 @dataclass(frozen=True)
@@ -27,75 +34,202 @@ class Lowered:
     """A component in its final precision."""
 
     component: Component
-    rows: tuple[quantize.Row, ...]
+    rows: tuple[Row, ...]
     note: str = ""
     """What the user should know."""
 
 
-def to_int8(
-    name: str, float_folder: Path, folder: Path, work: Path, feeds: Sequence[Feeds], made: Component, bar: float, form: Form
-) -> Lowered:
-    """Writes the component in `float_folder` with 8-bit layers into `folder`; `feeds` are what it was given when pictures were drawn.
+@dataclass(frozen=True)
+class _Job:
+    """All that making a graph again with other kinds takes."""
 
-    Where the result is below `bar` (dB), the layers that lose most go back to float arithmetic, and in the end to 16-bit weights.
+    floats: Path
+    folder: Path
+    scales: Mapping[str, ranges.Array]
+    factors: Mapping[str, ranges.Array]
+    calibration: quantize.Calibration
+    form: Form
+    checked: Sequence[Feeds]
+    expected: Sequence[Values]
+
+    def make(self, kinds: Callable[[str], Kind]) -> tuple[parity.Parity, list[Row]]:
+        """Writes the graph with these kinds, and compares it."""
+        plain = equalize.apply(write.load(self.floats), self.scales)
+        model, rows = quantize.quantize(plain, kinds, self.calibration, self.form)
+        write.save(equalize.keep(model, self.factors), self.folder)
+        return parity.compare(Pieces(self.folder, open_graph), self.checked, self.expected), rows
+
+
+def lower(
+    name: str,
+    precision: Precision,
+    target: Target,
+    float_folder: Path,
+    folder: Path,
+    work: Path,
+    feeds: Sequence[Feeds],
+    made: Component,
+    bar: float,
+) -> Lowered:
+    """Writes the component in `float_folder` into `folder` in `precision`, in the form that `target` likes; `feeds` are what it
+    was given when pictures were drawn, `work` a folder for what is between.
+
+    Raises:
+        NumericalError: below `bar` (dB), whatever is tried.
+    """
+    for leftover in (folder, work):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if precision == "fp16":
+        return to_fp16(name, float_folder, folder, work, feeds, made, bar)
+    form = FORMS.get(target)
+    if form is not None:
+        return to_integers(name, float_folder, folder, feeds, made, bar, form, precision)
+    between = work / "int4"
+    four = to_integers(name, float_folder, between, feeds, made, bar, None, precision)
+    halved = to_fp16(name, between, folder, work / "rounded", feeds, four.component, parity.BARS["fp16"])
+    if not folder.exists():
+        between.replace(folder)
+    shutil.rmtree(work, ignore_errors=True)
+    return replace(four, note=halved.note)
+
+
+def to_integers(
+    name: str,
+    float_folder: Path,
+    folder: Path,
+    feeds: Sequence[Feeds],
+    made: Component,
+    bar: float,
+    form: Form | None,
+    precision: Precision = "int8",
+) -> Lowered:
+    """Writes the component in `float_folder` with 8-bit (or 4-bit) layers into `folder`; with no `form`, 4-bit weights and
+    else float. `feeds` are what it was given when pictures were drawn.
+
+    Where the result is below `bar` (dB), the layers that cost most at the output get more bits: float arithmetic, and in the
+    end 16-bit weights.
 
     Raises:
         NumericalError: below the bar even so.
     """
-    reference = open_graph(float_folder / write.GRAPH)
-    checked = feeds[:: max(1, len(feeds) // 8)]
-    expected = [reference.run(feed) for feed in checked]
-    reference.close()
     plain = write.load(float_folder)
-    elements = sum(layer.elements for layer in layers(plain))
-    kinds: dict[str, Kind] = {layer.name: recipe.kind(name, layer.name, elements) for layer in layers(plain)}
-    scales = equalize.scales(plain, feeds, work, open_graph)
-    factors = equalize.factors(plain, scales)
-    equalize.apply(plain, scales)
-    wanted = quantize.wanted_tensors(plain, kinds.__getitem__)
-    calibration = quantize.Calibration(ranges.observe(plain, wanted, feeds, work, open_graph) if wanted else {})
-    while True:
-        model, rows = quantize.quantize(equalize.apply(write.load(float_folder), scales), kinds.__getitem__, calibration, form)
-        write.save(equalize.keep(model, factors), folder)
-        found = parity.compare(open_graph(folder / write.GRAPH), checked, expected)
-        weakest = _weakest(rows)
-        if found.db >= bar or not weakest:
+    found = layers(plain)
+    elements = sum(layer.elements for layer in found)
+    kinds: dict[str, Kind] = {layer.name: recipe.kind(name, layer.name, elements, precision) for layer in found}
+    if form is None:
+        kinds = {layer.name: "int4" if quantize.kind_of(layer, kinds.__getitem__) == "int4" else "float" for layer in found}
+    checked = feeds[:: max(1, len(feeds) // CHECKED)]
+    watched = quantize.wanted_tensors(plain, kinds.__getitem__) | equalize.watched(plain)
+    seen, outputs = ranges.observe(Pieces(float_folder, open_graph, watched), watched, feeds if watched else checked)
+    expected = outputs[:: max(1, len(feeds) // CHECKED)] if watched else outputs
+    scales = equalize.scales(plain, seen)
+    calibration = quantize.Calibration(equalize.divided(plain, seen, scales))
+    job = _Job(float_folder, folder, scales, equalize.factors(plain, scales), calibration, form or "operators", checked, expected)
+    compared, rows = job.make(kinds.__getitem__)
+    before = {row.layer: row.kind for row in rows}
+    costs = _costs(job, found, rows, feeds)
+    if compared.db < bar:
+        compared, rows = _promoted(job, before, rows, costs, compared, bar, to_float=form is None)
+    worst = sorted((row for row in rows if row.kind in _INTEGERS), key=lambda row: -costs[row.layer].noise if row.layer in costs else 0)
+    parity.require(name, precision, compared, bar, (row.layer for row in worst[:5]))
+    if not any(row.kind in _INTEGERS for row in rows):
+        precision = "fp16"
+    return Lowered(msgspec.structs.replace(made, precision=precision, parity_db=compared.db), _told(rows, costs, before))
+
+
+def _costs(job: _Job, found: Sequence[Layer], rows: Sequence[Row], feeds: Sequence[Feeds]) -> dict[str, sensitivity.Cost]:
+    """What each layer with integer weights costs at the output, and what it works."""
+    lossy = {row.layer: row.snr or 0.0 for row in rows if row.kind in _INTEGERS}
+    measured = sorted((layer for layer in found if layer.name in lossy), key=lambda layer: lossy[layer.name])[: sensitivity.MOST]
+    places = [len(feeds) * (2 * number + 1) // (2 * MEASURED) for number in range(MEASURED)]
+    chosen = [feeds[place] for place in sorted(set(places))]
+    return sensitivity.costs(job.floats, job.folder, measured, job.factors, chosen, open_graph)
+
+
+def _promoted(
+    job: _Job,
+    kinds: Mapping[str, Kind],
+    rows: list[Row],
+    costs: Mapping[str, sensitivity.Cost],
+    compared: parity.Parity,
+    bar: float,
+    *,
+    to_float: bool,
+) -> tuple[parity.Parity, list[Row]]:
+    """The graph with as many of `_steps` gone as the bar takes, hardly more; below the bar if all of them do not suffice."""
+    steps = _steps(rows, costs, to_float=to_float)
+    left = [sum(cost.noise for cost in costs.values())]
+    for name, _ in steps:
+        left.append(max(left[-1] - (costs[name].noise if name in costs else 0.0), 0.0))
+    low, high, here = 0, len(steps) + 1, 0  # known to be below the bar; known, or hoped, to reach it
+    for _ in range(ATTEMPTS):
+        budget = 10 ** (-bar / 10) * left[here] / max(10 ** (-compared.db / 10), 1e-30)  # as the last graph was off from the sum
+        wanted = next((number for number in range(low + 1, len(left)) if left[number] <= budget), len(steps))
+        here = wanted if low < wanted < high else max(low + 1, (low + min(high, len(steps))) // 2)
+        if here > len(steps):
             break
-        for row in weakest[: max(PROMOTED, len(weakest) // 24)]:
-            kinds[row.layer] = _BETTER[row.kind]
-    parity.require(name, "int8", found, bar, (row.layer for row in weakest[:5]))
-    precision: Precision = "int8" if any(row.kind in {"int8", "weights"} for row in rows) else "fp16"
-    return Lowered(msgspec.structs.replace(made, precision=precision, parity_db=found.db), tuple(rows))
+        compared, rows = job.make(_after(kinds, steps[:here]))
+        low, high = (low, here) if compared.db >= bar else (here, high)
+        if high - low <= max(1, len(steps) // 50):
+            break
+    if here != high:
+        here = min(high, len(steps))
+        compared, rows = job.make(_after(kinds, steps[:here]))
+    return compared, rows
+
+
+def _steps(rows: Sequence[Row], costs: Mapping[str, sensitivity.Cost], *, to_float: bool) -> list[tuple[str, Kind]]:
+    """One layer a step gets more bits: those first that bring most noise for the work that float arithmetic makes slower;
+    where none is left, weights go to 16 bit. With `to_float` there is one step for each, straight to float.
+    """
+
+    def first(name: str) -> float:
+        return -costs[name].noise / costs[name].work if name in costs else 0.0
+
+    kinds, steps = {row.layer: row.kind for row in rows}, list[tuple[str, Kind]]()
+    for stage in ({"int4", "int8"}, {"weights"}):
+        for name in sorted((name for name, kind in kinds.items() if kind in stage), key=first):
+            kinds[name] = "float" if to_float else _BETTER[kinds[name]]
+            steps.append((name, kinds[name]))
+    return steps
+
+
+def _after(kinds: Mapping[str, Kind], steps: Sequence[tuple[str, Kind]]) -> Callable[[str], Kind]:
+    changed = {**kinds, **dict(steps)}
+    return changed.__getitem__
+
+
+def _told(rows: Sequence[Row], costs: Mapping[str, sensitivity.Cost], before: Mapping[str, Kind]) -> tuple[Row, ...]:
+    """`rows` with the measured effect, and with what the recipe gave where the layer got more."""
+    return tuple(
+        replace(
+            row,
+            effect=round(sensitivity.db(costs[row.layer].noise), 1) if row.layer in costs else None,
+            recipe=before[row.layer] if before[row.layer] != row.kind else None,
+        )
+        for row in rows
+    )
 
 
 def to_fp16(name: str, float_folder: Path, folder: Path, work: Path, feeds: Sequence[Feeds], made: Component, bar: float) -> Lowered:
     """Writes the component in half precision into `folder`, with float32 where `feeds` made numbers that half cannot hold.
 
     Where NaN or Inf comes out, or less than `bar` (dB), the component stays float32, nothing is written, and the note says so.
+    `work` is for the graph in float32 that rounds as half does.
     """
     plain = write.load(float_folder)
-    reference = open_graph(float_folder / write.GRAPH)
-    checked = feeds[:: max(1, len(feeds) // 8)]
-    expected = [reference.run(feed) for feed in checked]
-    reference.close()
-    seen = ranges.observe(plain, half.watched(plain), feeds, work, open_graph)
+    checked = feeds[:: max(1, len(feeds) // CHECKED)]
+    watched = half.watched(plain)
+    seen, expected = ranges.observe(Pieces(float_folder, open_graph, watched), watched, checked)
     large = [tensor for tensor, found in seen.items() if not max(-found.low, found.high) < half.LIMIT]
     write.save(half.rounded(write.load(float_folder), large), work)
-    found = parity.compare(open_graph(work / write.GRAPH), checked, expected)
+    found = parity.compare(Pieces(work, open_graph), checked, expected)
+    shutil.rmtree(work)
     write.save(half.to_half(write.load(float_folder), large), folder)
-    runs = parity.compare(open_graph(folder / write.GRAPH), checked, expected)  # with less rounding, but the graph itself
+    runs = parity.compare(Pieces(folder, open_graph), checked, expected)  # with less rounding, but the graph itself
     if min(found.db, runs.db) < bar:
         shutil.rmtree(folder)
         what = "NaN or Inf" if found.db == -parity.PERFECT else f"{found.db:.1f} dB against float32"
         return Lowered(made, (), f"{name}: half precision gives {what}, expected at least {bar:.0f} dB: it stays float32")
     note = f"{name}: {len(large)} tensors are too large for half precision: what makes and reads them stays float32" if large else ""
     return Lowered(msgspec.structs.replace(made, precision="fp16", parity_db=found.db), (), note)
-
-
-def _weakest(rows: Sequence[quantize.Row]) -> list[quantize.Row]:
-    """Layers that could get a better kind, those that lose most first; weight-only ones when nothing else is left."""
-    for kind in _BETTER:
-        found = sorted((row for row in rows if row.kind == kind), key=lambda row: row.snr or 0.0)
-        if found:
-            return found
-    return []

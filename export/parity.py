@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -63,11 +63,11 @@ def references(component: Component, feeds: Iterable[Feeds]) -> list[dict[str, N
     return [run(component, feed) for feed in feeds]
 
 
-def compare(session: Any, feeds: Iterable[Mapping[str, NDArray[Any]]], expected: Iterable[Mapping[str, NDArray[Any]]]) -> Parity:
-    """How the outputs of `session` (something with `run(feeds)`) compare with the expected ones."""
+def compare(session: Any, feeds: Sequence[Mapping[str, NDArray[Any]]], expected: Iterable[Mapping[str, NDArray[Any]]]) -> Parity:
+    """How the outputs of `session` (something with `run(feeds)`, or with `run_all`) compare with the expected ones."""
     worst: dict[str, float] = {}
-    for feed, wanted in zip(feeds, expected, strict=True):
-        got = session.run(feed)
+    results: Iterable[Mapping[str, NDArray[Any]]] = session.run_all(feeds) if hasattr(session, "run_all") else map(session.run, feeds)
+    for got, wanted in zip(results, expected, strict=True):
         for name, value in wanted.items():
             worst[name] = min(worst.get(name, PERFECT), snr(value, got[name]))
     return Parity(round(min(worst.values()), 2), {name: round(value, 2) for name, value in worst.items()})

@@ -1,4 +1,4 @@
-"""Eight bits: graphs of float32 become graphs of int8 weights and, where the recipe says so, 8-bit arithmetic.
+"""Eight bits and four: graphs of float32 become graphs of int8 weights and, where the recipe says so, 8-bit arithmetic.
 
 Activations are unsigned with one range a tensor, weights signed with one scale an output channel (the pair that every
 x86 and Arm kernel likes). What a layer gives is float again: Conv through its own output range, MatMul directly.
@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from . import graph
+from . import graph, nbits
 from .layers import Layer, layers
 from .ranges import Array, Observed, Range, fit, fit_weight
 from .recipe import Kind
@@ -35,13 +35,17 @@ class Row:
     bytes: int
     snr: float | None
     """In dB: the layer's own output against float, from what is lost of its input, weight and output."""
+    effect: float | None = None
+    """In dB, measured: the output of the whole graph against float if this layer alone were as the recipe says."""
+    recipe: Kind | None = None
+    """What the recipe gave to the layer, where it then got more for the bar's sake."""
 
 
 def wanted_tensors(model: ir.Model, kinds: Callable[[str], Kind]) -> dict[str, int | None]:
     """Names of the activations whose ranges are needed, with the axis of their channels."""
     names: dict[str, int | None] = {}
     for layer in layers(model):
-        if _kind(layer, kinds) == "int8":
+        if kind_of(layer, kinds) == "int8":
             is_conv = layer.node.op_type == "Conv"
             names.setdefault(layer.input.name or "", 1 if is_conv else -1)
             if is_conv:
@@ -49,10 +53,13 @@ def wanted_tensors(model: ir.Model, kinds: Callable[[str], Kind]) -> dict[str, i
     return names
 
 
-def _kind(layer: Layer, kinds: Callable[[str], Kind]) -> Kind:
+def kind_of(layer: Layer, kinds: Callable[[str], Kind]) -> Kind:
+    """What `layer` becomes where `kinds` are wanted: not every operator can have every kind."""
     wanted = kinds(layer.name)
     if layer.elements < MINIMUM:
         return "float"
+    if wanted == "int4" and (layer.node.op_type != "MatMul" or layer.weight_shape[0] % nbits.BLOCK):
+        wanted = "int8" if layer.node.op_type == "Conv" else "weights"
     if wanted == "int8" and layer.node.op_type not in {"Conv", "MatMul"}:
         wanted = "weights"
     if wanted == "weights" and layer.node.op_type in {"Conv", "Gemm"}:
@@ -106,7 +113,7 @@ def _rounded(layer: Layer, seen: Observed | None) -> Rounded:
     power, noise = float(np.square(real, dtype=np.float64).sum()), float(np.square(error, dtype=np.float64).sum())
     lost: Array | None = None
     if seen is not None and layer.node.op_type != "Gather":
-        lost = seen.channel_means @ error if layer.axis == 1 else error.reshape(*error.shape[:2], -1).sum(axis=2) @ seen.channel_means
+        lost = seen.means @ error if layer.axis == 1 else error.reshape(*error.shape[:2], -1).sum(axis=2) @ seen.means
     return Rounded(stored, scale, float(10 * np.log10(max(power, 1e-30) / max(noise, 1e-30))), lost)
 
 
@@ -116,11 +123,14 @@ def quantize(
     """`model` with 8-bit layers as `kinds` says, by layer name."""
     rows: list[Row] = []
     for layer in layers(model):
-        wanted = _kind(layer, kinds)
+        wanted = kind_of(layer, kinds)
         if wanted in {"float", "half"}:
             if wanted == "half":
                 _half(model, layer)
             rows.append(Row(layer.name, wanted, (4 if wanted == "float" else 2) * layer.elements, None))
+            continue
+        if wanted == "int4":
+            rows.append(Row(layer.name, wanted, *nbits.lower(model, layer)))
             continue
         rounded = calibration.rounded(layer)
         weight, losses = _Weight(model, layer, rounded), [rounded.snr]
@@ -182,7 +192,7 @@ def _weight_only(model: ir.Model, layer: Layer, weight: _Weight) -> None:
         layer.node.replace_input_with(1, real.outputs[0])
         return
     # Rows are looked up in 8 bit: the whole table never becomes float.
-    indices = layer.node.inputs[1]
+    indices = layer.input
     column = graph.initializer(model, f"{layer.weight.name}_scale_column", weight.rounded.scale[:, None])
     rows = ir.node("Gather", [weight.stored, indices], {"axis": 0})
     real = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT.value})

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from . import write
+from .pieces import Feeds, Pieces, Values
 
 Array = NDArray[np.float32]
-Feeds = Mapping[str, NDArray[Any]]
-KEPT = 4096
-"""Values kept of each tensor and run, at an even stride from a place that changes with the run."""
-FITTED = 50_000
-"""Of these, so many are used to find a range."""
+SAMPLE = 100_000
+"""Values kept of each tensor over all runs, at an even stride from a place that changes with the run."""
 SHRINK = tuple(float(shrink) for shrink in np.geomspace(1.0, 0.2, 20))
 """Where clipping is tried, as fractions of the largest and smallest value seen."""
-
-
-_Part = tuple[Array, float, float, Array, Array]
 
 
 @dataclass(frozen=True)
@@ -47,55 +39,73 @@ class Observed:
 
     values: Array
     """A sample of its elements."""
-    low: float
-    high: float
-    channel_means: Array
-    """Mean over everything but the channels."""
-    channel_peaks: Array
-    """Likewise the largest absolute value."""
+    channels: NDArray[np.int32]
+    """The channel of each of them."""
+    lows: Array
+    """The smallest value of each channel; of a tensor without channels, one for all."""
+    highs: Array
+    """Likewise the largest."""
+    means: Array
+    """Likewise the mean."""
+
+    @property
+    def low(self) -> float:
+        """The smallest value."""
+        return float(self.lows.min())
+
+    @property
+    def high(self) -> float:
+        """The largest value."""
+        return float(self.highs.max())
+
+    @property
+    def peaks(self) -> Array:
+        """The largest magnitude of each channel."""
+        return np.maximum(-self.lows, self.highs)
+
+    def divided(self, factors: Array) -> Observed:
+        """The tensor with each channel divided by one of `factors`, all above 0."""
+        values = (self.values / factors[self.channels]).astype(np.float32)
+        return Observed(values, self.channels, self.lows / factors, self.highs / factors, self.means / factors)
 
 
-def observe(
-    model: ir.Model, names: Mapping[str, int | None], feeds: Sequence[Feeds], folder: Path, open_graph: Callable[[Path], Any]
-) -> dict[str, Observed]:
-    """Runs the float `model` on `feeds` and looks at the tensors `names` (with the axis of their channels, if means by channel are wanted).
+def observe(graph: Pieces, names: Mapping[str, int | None], feeds: Sequence[Feeds]) -> tuple[dict[str, Observed], list[Values]]:
+    """How the tensors `names`, which `graph` watches, are distributed over runs on `feeds`, and the outputs of each run.
 
-    `folder` is for the graph with these tensors as outputs.
+    With each name comes the axis of its channels, or None where what they hold is not to be told apart.
     """
-    values = {value.name: value for node in model.graph for value in node.outputs} | {value.name: value for value in model.graph.inputs}
-    own = list(model.graph.outputs)
-    found: dict[str, list[_Part]] = {name: [] for name in names}
-    outputs = [values[name] for name in names if not values[name].is_graph_output() and not values[name].is_graph_input()]
-    try:
-        model.graph.outputs.extend(outputs)
-        write.save(model, folder)
-    finally:
-        for value in outputs:
-            model.graph.outputs.remove(value)
-    assert list(model.graph.outputs) == own
-    session = open_graph(folder / write.GRAPH)
-    for run, feed in enumerate(feeds):
-        result = {**feed, **session.run(feed)}
-        for name, axis in names.items():
-            found[name].append(_sample(np.asarray(result[name], np.float32), run, axis))
-    return {name: _joined(parts) for name, parts in found.items()}
+    parts: dict[str, list[Observed]] = {name: [] for name in names}
+    count = max(1, SAMPLE // max(1, len(feeds)))
+    states: list[Values] = [dict(feed) for feed in feeds]
+    for place in range(len(graph)):
+        for run, state in enumerate(states):
+            states[run], seen = graph.step(place, state)
+            for name, array in (seen | ({name: state[name] for name in names if name in state} if place == 0 else {})).items():
+                parts[name].append(_sample(np.asarray(array, np.float32), run, names[name], count))
+    graph.close()
+    outputs = [{name: state[name] for name in graph.outputs} for state in states]
+    return {name: _joined(found) for name, found in parts.items()}, outputs
 
 
-def _sample(x: Array, run: int, axis: int | None) -> _Part:
-    flat = x.reshape(-1)
-    stride = max(1, flat.size // KEPT)
+def _sample(x: Array, run: int, axis: int | None, count: int) -> Observed:
+    stride = max(1, x.size // count)
+    places = np.arange(run % stride, x.size, stride)[:count]
     axes = tuple(other for other in range(x.ndim) if axis is None or other != axis % x.ndim)
-    return flat[run % stride :: stride][:KEPT].copy(), float(flat.min()), float(flat.max()), x.mean(axis=axes), np.abs(x).max(axis=axes)
+    behind = 1 if axis is None else int(np.prod(x.shape[axis % x.ndim + 1 :], dtype=np.int64))
+    channels = np.zeros(len(places), np.int32) if axis is None else (places // behind % x.shape[axis]).astype(np.int32)
+    bounds = [np.atleast_1d(found).astype(np.float32) for found in (x.min(axis=axes), x.max(axis=axes), x.mean(axis=axes))]
+    return Observed(x.reshape(-1)[places], channels, *bounds)
 
 
-def _joined(parts: Iterable[_Part]) -> Observed:
-    values, lows, highs, means, peaks = zip(*parts, strict=True)
-    return Observed(np.concatenate(values), min(lows), max(highs), np.mean(np.stack(means), axis=0), np.max(np.stack(peaks), axis=0))
+def _joined(parts: Sequence[Observed]) -> Observed:
+    values, channels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "channels"))
+    lows, highs, means = (np.stack([getattr(part, name) for part in parts]) for name in ("lows", "highs", "means"))
+    return Observed(values, channels, lows.min(axis=0), highs.max(axis=0), means.mean(axis=0))
 
 
 def fit(seen: Observed) -> Range:
     """The range with the least squared error on the sample, between coarse steps and clipped outliers; each end by itself."""
-    values = seen.values[:: max(1, seen.values.size // FITTED)]
+    values = seen.values
     low, high = min(0.0, seen.low), max(0.0, seen.high)
     best = _range(values, low, high)
     for end in ("high", "low", "high"):

@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-Kind = Literal["int8", "weights", "half", "float"]
-"""`int8`: weights and activations; `weights`: 8-bit weights, unpacked block by block while float activations go through;
-`half`: 16-bit weights, unpacked when the graph is opened; `float`: as it was."""
+from ..models.manifest import Precision
+
+Kind = Literal["int4", "int8", "weights", "half", "float"]
+"""`int4`: 4-bit weights in blocks, for linear layers (what is none gets 8 bit); `int8`: weights and activations; `weights`: 8-bit
+weights, unpacked block by block while float activations go through; `half`: 16-bit weights, unpacked when the graph is opened;
+`float`: as it was."""
 SMALL = 10_000_000
 """A text encoder with fewer weights keeps 16 bits: there is little to win, and every word depends on it."""
 
+_TIME = r"^time_embedding\.|^add_embedding\.|\.time_emb_proj$"
 _UNET: tuple[tuple[str, Kind], ...] = (
     (r"^conv_in$|^conv_out$", "float"),  # a few thousand weights; the input's and the output's every bit shows
-    (r"^time_embedding\.|^add_embedding\.|\.time_emb_proj$", "weights"),  # one vector a call, all pixels depend on it
+    (_TIME, "weights"),  # one vector a call, all pixels depend on it
     (r"\.conv_shortcut$", "half"),  # its input and output are the residual stream itself, in every range; a twentieth of the work
     (r"\.attn2\.to_[kv]$", "weights"),  # the first token is 80 times larger than the others and would take the range
 )
@@ -35,13 +39,11 @@ _RECIPES: Mapping[str, tuple[tuple[str, Kind], ...]] = MappingProxyType(
 )
 
 
-def kind(component: str, layer: str, elements: int) -> Kind:
+def kind(component: str, layer: str, elements: int, precision: Precision = "int8") -> Kind:
     """What the default recipe gives to `layer` (the name of its weight without `.weight`) of `component`, which has
-    `elements` weights in all.
+    `elements` weights in all, for `precision` int8 or int4.
     """
     if component.startswith("text_encoder") and elements < SMALL:
         return "half"
-    for pattern, wanted in _RECIPES[component]:
-        if re.search(pattern, layer):
-            return wanted
-    return "int8"
+    found: Kind = next((wanted for pattern, wanted in _RECIPES[component] if re.search(pattern, layer)), "int8")
+    return "int4" if precision == "int4" and found in {"int8", "weights"} and not re.search(_TIME, layer) else found

@@ -36,7 +36,13 @@ TARGETS: Mapping[Target, tuple[Pass, ...]] = MappingProxyType(
     }
 )
 PRECISIONS: Mapping[Target, tuple[Precision, ...]] = MappingProxyType(
-    {"cpu": ("int8", "fp32"), "portable": ("fp32",), "openvino": ("int8", "fp32"), "cuda": ("fp16", "fp32"), "directml": ("fp16", "fp32")}
+    {
+        "cpu": ("int8", "int4", "fp32"),
+        "portable": ("fp32",),
+        "openvino": ("int8", "fp32"),
+        "cuda": ("fp16", "int4", "fp32"),
+        "directml": ("fp16", "int4", "fp32"),
+    }
 )
 """What each target can have; the first is what it gets where nobody says anything."""
 FORMS: Mapping[Target, Form] = MappingProxyType({"cpu": "operators", "openvino": "qdq"})

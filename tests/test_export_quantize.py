@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from diffusette.export import equalize, lower, parity, quantize, ranges, recipe, write
 from diffusette.export.calibrate import open_graph
+from diffusette.export.pieces import Pieces
 from diffusette.models.errors import NumericalError
 from diffusette.models.manifest import Component
 
@@ -71,6 +72,10 @@ def model():
 FEEDS = [{"x": normal(1, 16, 8, 8)} for _ in range(4)]
 
 
+def observed(folder, names):
+    return ranges.observe(Pieces(folder, open_graph, watched=names), names, FEEDS)[0]
+
+
 def everything(_layer):
     return "int8"
 
@@ -78,9 +83,9 @@ def everything(_layer):
 def lowered(tmp_path, kinds=everything, form="operators"):
     """(quantized model, rows, its output and float's on an input that calibration has not seen)."""
     plain = model()
-    seen = ranges.observe(plain, quantize.wanted_tensors(plain, kinds), FEEDS, tmp_path / "seen", open_graph)
+    write.save(plain, tmp_path / "float")
+    seen = observed(tmp_path / "float", quantize.wanted_tensors(plain, kinds))
     made, rows = quantize.quantize(model(), kinds, quantize.Calibration(seen), form)
-    write.save(model(), tmp_path / "float")
     write.save(made, tmp_path / "made")
     feed = {"x": normal(2, 16, 8, 12)}
     results = [open_graph(tmp_path / name / write.GRAPH).run(feed)["y"] for name in ("made", "float")]
@@ -128,50 +133,67 @@ def test_a_tensor_that_two_layers_read_is_stored_once(tmp_path):
     twice.outputs[0].name, twice.outputs[0].type = "z", ir.TensorType(ir.DataType.FLOAT)
     plain.graph.outputs.append(twice.outputs[0])
     kinds = {"last": "int8"}
-    seen = ranges.observe(plain, {"m2": -1}, FEEDS, tmp_path / "seen", open_graph)
+    write.save(plain, tmp_path)
+    seen = observed(tmp_path, {"m2": -1})
     made, _ = quantize.quantize(plain, lambda layer: kinds.get(layer, "float"), quantize.Calibration(seen))
     assert Counter(node.op_type for node in made.graph)["QuantizeLinear"] == 1
 
 
 def test_scaling_the_channels_of_a_gated_feed_forward_changes_nothing_but_the_ranges(tmp_path):
     plain = model()
-    scales = equalize.scales(plain, FEEDS, tmp_path / "seen", open_graph)
+    write.save(plain, tmp_path / "plain")
+    before = observed(tmp_path / "plain", equalize.watched(plain))
+    scales = equalize.scales(plain, before)
     assert list(scales) == ["ff.net.2"]
     assert scales["ff.net.2"][5] == scales["ff.net.2"].max()
-    before = ranges.observe(plain, {"hg": -1}, FEEDS, tmp_path / "before", open_graph)["hg"]
-    write.save(plain, tmp_path / "plain")
+    foretold = equalize.divided(plain, before, scales)["hg"]
     equalize.apply(plain, scales)
-    after = ranges.observe(plain, {"hg": -1}, FEEDS, tmp_path / "after", open_graph)["hg"]
     write.save(plain, tmp_path / "scaled")
+    after = observed(tmp_path / "scaled", {"hg": -1})["hg"]
     results = [open_graph(tmp_path / name / write.GRAPH).run(FEEDS[0])["y"] for name in ("plain", "scaled")]
     np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-4)
-    assert ranges.fit(after).snr > ranges.fit(before).snr + 6
+    for name in ("values", "lows", "highs", "means"):
+        np.testing.assert_allclose(getattr(after, name), getattr(foretold, name), rtol=1e-3, atol=1e-4, err_msg=name)
+    assert ranges.fit(after).snr > ranges.fit(before["hg"]).snr + 6
 
 
 def component():
     return Component("unet/model.onnx", "fp32", {}, {}, 120.0)
 
 
-def test_layers_that_lose_most_go_back_to_float_arithmetic_until_the_bar_is_met(tmp_path):
+def lower_to(tmp_path, bar, precision="int8", form="operators"):
     write.save(model(), tmp_path / "float")
-    arguments = ("unet", tmp_path / "float", tmp_path / "made", tmp_path / "seen", FEEDS, component())
-    easy = lower.to_int8(*arguments, 20.0, "operators")
+    return lower.to_integers("unet", tmp_path / "float", tmp_path / "made", FEEDS, component(), bar, form, precision)
+
+
+def test_layers_that_cost_most_go_back_to_float_until_the_bar_is_met_and_the_rows_say_so(tmp_path):
+    easy = lower_to(tmp_path / "easy", 20.0)
     assert {row.kind for row in easy.rows} == {"int8"}
     assert (easy.component.precision, easy.component.parity_db > 20) == ("int8", True)
-    hard = lower.to_int8(*arguments, 36.0, "operators")
-    assert "int8" not in {row.kind for row in hard.rows}
-    assert hard.component.parity_db >= 36
+    assert all(row.effect > 20 and row.recipe is None for row in easy.rows)
+    hard = lower_to(tmp_path / "hard", 34.0)
+    assert hard.component.parity_db >= 34
+    given_up = {row.layer for row in hard.rows if row.kind != "int8"}
+    assert given_up == {row.layer for row in hard.rows if row.recipe == "int8"}
+    assert 0 < len(given_up) < len(hard.rows)
+    graph = open_graph(tmp_path / "hard/made" / write.GRAPH)  # what was written is what was judged
+    expected = open_graph(tmp_path / "hard/float" / write.GRAPH)
+    assert round(min(parity.snr(expected.run(feed)["y"], graph.run(feed)["y"]) for feed in FEEDS), 2) == hard.component.parity_db
 
 
-def test_a_bar_that_cannot_be_met_is_an_error(tmp_path):
-    write.save(model(), tmp_path / "float")
+def test_a_bar_that_cannot_be_met_is_an_error_that_names_the_layers(tmp_path):
     with pytest.raises(NumericalError, match=r"unet in int8: .* expected at least 190 dB: not published"):
-        lower.to_int8("unet", tmp_path / "float", tmp_path / "made", tmp_path / "seen", FEEDS, component(), 190.0, "operators")
+        lower_to(tmp_path, 190.0)
+
+
+def seen(values, low, high):
+    bounds = (np.atleast_1d(np.float32(value)) for value in (low, high, 0))
+    return ranges.Observed(values, np.zeros(len(values), np.int32), *bounds)
 
 
 def test_outliers_are_clipped_where_that_loses_less_than_coarser_steps():
     values = normal(40_000)
-    found = ranges.fit(ranges.Observed(values, float(values.min()), 60.0, np.zeros(1), np.zeros(1)))
+    found = ranges.fit(seen(values, values.min(), 60.0))
     assert found.scale * 255 < 15
     assert found.snr > 35
 
@@ -179,7 +201,7 @@ def test_outliers_are_clipped_where_that_loses_less_than_coarser_steps():
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50))
 def test_zero_is_stored_exactly_whatever_the_range(values):
     array = np.array(values, np.float32)
-    found = ranges.fit(ranges.Observed(array, float(array.min()), float(array.max()), np.zeros(1), np.zeros(1)))
+    found = ranges.fit(seen(array, array.min(), array.max()))
     assert 0 <= found.zero <= 255
     assert found.round_trip(np.zeros(1, np.float32))[0] == 0
 

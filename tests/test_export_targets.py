@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from diffusette.export import calibrate, components, graph, merge, parity, reference, source, trace, write
 from diffusette.export.half import to_half
-from diffusette.export.lower import to_fp16, to_int8
+from diffusette.export.lower import to_fp16, to_integers
 from diffusette.export.targets import FORMS, TARGETS
 from diffusette.models.errors import RequestError
 from diffusette.models.manifest import Component
@@ -77,7 +77,7 @@ def test_eight_bit_graphs_for_every_target_that_has_them_agree_with_float(parts,
     written(parts, "vae_decoder", target, tmp_path / "float")
     made = Component("unet/model.onnx", "fp32", {}, {}, 120.0)
     feeds = parts["vae_decoder"][2]  # the recipe of the U-Net, so that convolutions become 8 bit
-    found = to_int8("unet", tmp_path / "float", tmp_path / "made", tmp_path / "seen", feeds, made, parity.BARS["int8"], FORMS[target])
+    found = to_integers("unet", tmp_path / "float", tmp_path / "made", feeds, made, parity.BARS["int8"], FORMS[target])
     assert found.component.parity_db >= parity.BARS["int8"]
     kinds = {node.op_type for node in write.load(tmp_path / "made").graph}
     assert ("QLinearConv" in kinds) == (target == "cpu")

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from diffusette.export import quantize, ranges, write
 from diffusette.export.calibrate import open_graph
+from diffusette.export.pieces import Pieces
 from diffusette.models import onnx_file
 from diffusette.models.errors import BundleError, DiffusetteError, RequestError
 from diffusette.runtime import lora, lora_names, merge
@@ -268,7 +269,9 @@ def test_layers_in_eight_bits_stay_near_the_float_merge(tmp_path: Path, form: qu
     kinds = {"conv": "int8", "linear": "int8", "only": "weights"}
     feeds = [{"x": normal(1, 16, 8, 8)} for _ in range(8)]
     model = ir.load(plain)
-    seen = ranges.observe(model, quantize.wanted_tensors(model, kinds.__getitem__), feeds, tmp_path / "observed", open_graph)
+    names = quantize.wanted_tensors(model, kinds.__getitem__)
+    write.save(model, tmp_path / "observed")
+    seen, _ = ranges.observe(Pieces(tmp_path / "observed", open_graph, watched=names), names, feeds)
     calibration = quantize.Calibration(seen)
     write.save(quantize.quantize(ir.load(plain), kinds.__getitem__, calibration, form)[0], tmp_path / "small")
     small = tmp_path / "small" / write.GRAPH
