@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Self
 
@@ -20,8 +21,9 @@ from .worker import Drawn, Event, Failed, Job, Opened
 class Contender:
     """A process that draws when it is told to. Its failures do not raise: `failure` says why, and nothing more happens."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, command: Sequence[str] = ()) -> None:
         self.job = job
+        self._command = command or (sys.executable, "-m", f"{__package__}.worker", msgspec.json.encode(job).decode())
         self.opened: Opened | None = None
         self.drawn: list[Drawn] = []
         self.start_latency: float | None = None
@@ -33,9 +35,8 @@ class Contender:
 
     def __enter__(self) -> Self:
         self._said = self._stack.enter_context(tempfile.TemporaryFile())
-        command = [sys.executable, "-m", f"{__package__}.worker", msgspec.json.encode(self.job).decode()]
         started = time.perf_counter()
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said)
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said)
         self._stack.enter_context(self._process)
         self._stack.callback(self._process.kill)
         self.memory = self._stack.enter_context(Sampler(self._process.pid))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +15,13 @@ from ..models.errors import RequestError
 from ..runtime import pipeline
 from ..runtime.parameters import Record
 from ..runtime.request import Request
+from .metrics import EQUAL, gmsd, psnr, snr, ssim
 from .recorder import Exchange, Recorder, recorded
 from .worker import Job
 
 Array = NDArray[Any]
-EQUAL = 200.0
-"""What equal arrays get in dB, since JSON has no infinity."""
 PICTURES = 4
 """Seeds that are compared, counting up from the job's."""
-_TAPS, _SIGMA = 11, 1.5
-_LUMA = (0.299, 0.587, 0.114)
 
 
 class Fidelity(msgspec.Struct, frozen=True):
@@ -42,52 +38,10 @@ class Fidelity(msgspec.Struct, frozen=True):
     """dB, of each seed's picture; 200 for equal ones."""
     ssim: tuple[float, ...]
     """1 for equal ones."""
+    gmsd: tuple[float, ...]
+    """A perceptual distance, 0 for equal ones; `metrics.gmsd`."""
     components: dict[str, float]
     """The worst signal-to-noise ratio in dB over all calls for the first picture; 200 for equal outputs."""
-
-
-def psnr(reference: Array, other: Array) -> float:
-    """The peak signal-to-noise ratio of two uint8 pictures of one shape, in dB; 200 for equal ones."""
-    error = float(np.mean(np.square(reference.astype(np.float64) - other.astype(np.float64))))
-    return EQUAL if error == 0.0 else 10.0 * math.log10(255.0**2 / error)
-
-
-def snr(reference: Array, other: Array) -> float:
-    """10·log10(|reference|² / |reference - other|²) in dB, 200 for equal arrays, -200 where `other` is not finite."""
-    if reference.shape != other.shape or not np.isfinite(other).all():
-        return -EQUAL
-    signal = float(np.sum(np.square(reference, dtype=np.float64)))
-    noise = float(np.sum(np.square(reference.astype(np.float64) - other.astype(np.float64))))
-    return EQUAL if noise == 0.0 else 10.0 * math.log10(max(signal, 1e-300) / noise)
-
-
-def ssim(reference: Array, other: Array) -> float:
-    """The structural similarity of two uint8 RGB pictures, (height, width, 3), of one shape: 1 for equal ones.
-
-    On luma (BT.601), with the Gaussian window of 11 × 11 (sigma 1.5) and the constants of Wang et al. 2004 ("Image quality
-    assessment: from error visibility to structural similarity"), averaged where the window fits.
-
-    Raises:
-        RequestError: a side is shorter than 11 pixels.
-    """
-    if min(reference.shape[:2]) < _TAPS:
-        raise RequestError(f"ssim: a picture of {reference.shape[1]} × {reference.shape[0]}, but expected sides of {_TAPS} or more pixels")
-    x, y = (picture.astype(np.float64) @ np.asarray(_LUMA) for picture in (reference, other))
-    mean_x, mean_y = _blurred(x), _blurred(y)
-    var_x, var_y = _blurred(x * x) - mean_x * mean_x, _blurred(y * y) - mean_y * mean_y
-    both = _blurred(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255.0) ** 2, (0.03 * 255.0) ** 2
-    top = (2.0 * mean_x * mean_y + c1) * (2.0 * both + c2)
-    return float(np.mean(top / ((mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2))))
-
-
-def _blurred(plane: Array) -> Array:
-    """`plane` under the Gaussian window, where that fits."""
-    offsets = np.arange(_TAPS) - _TAPS // 2
-    weights = np.exp(-0.5 * np.square(offsets / _SIGMA))
-    weights /= weights.sum()
-    rows = np.lib.stride_tricks.sliding_window_view(plane, _TAPS, axis=0) @ weights
-    return np.lib.stride_tricks.sliding_window_view(rows, _TAPS, axis=1) @ weights
 
 
 def compare(job: Job, reference: Path, tick: Callable[[], None]) -> Fidelity:
@@ -126,6 +80,7 @@ def compare(job: Job, reference: Path, tick: Callable[[], None]) -> Fidelity:
         seeds=seeds,
         psnr=tuple(psnr(one, other) for one, other in zip(expected, pictures, strict=True)),
         ssim=tuple(ssim(one, other) for one, other in zip(expected, pictures, strict=True)),
+        gmsd=tuple(gmsd(one, other) for one, other in zip(expected, pictures, strict=True)),
         components=components,
     )
 

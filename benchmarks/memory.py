@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
+from . import vram
 from .conditions import psutil_or_none
 
 INTERVAL = 0.01
@@ -47,6 +48,7 @@ class Sampler:
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._device = vram.watch(pid)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -55,6 +57,8 @@ class Sampler:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        if self._device:
+            self._device.close()
 
     def peak(self) -> Peak:
         """The peak of the whole life of the process so far."""
@@ -73,6 +77,21 @@ class Sampler:
             if place >= 0 and sample.at <= spans[place][1]:
                 inside.append(sample)
         return Peak(max((sample.rss for sample in inside), default=None), _most(inside))
+
+    def over_time(self, points: int) -> tuple[tuple[float, int, int | None], ...]:
+        """Seconds since the first sample, resident and anonymous memory: the largest of each of `points` equal spans that has samples."""
+        samples = list(self.samples)
+        if not samples:
+            return ()
+        first, length = samples[0].at, max(samples[-1].at - samples[0].at, 1e-9)
+        spans: dict[int, list[Sample]] = {}
+        for sample in samples:
+            spans.setdefault(min(points - 1, int((sample.at - first) / length * points)), []).append(sample)
+        return tuple((found[-1].at - first, max(sample.rss for sample in found), _most(found)) for found in spans.values())
+
+    def peak_vram(self) -> int | None:
+        """The most device memory that NVIDIA's driver named for the process, in bytes; None without such a device."""
+        return self._device.peak() if self._device else None
 
     def _sample(self) -> None:
         while self._read is not None:

@@ -2,139 +2,106 @@
 
 ```
 for each combination:  a new process a bundle ─► open ─► first request ─► warm-up ─► repeats, bundles taking turns
+for each rival:        the same, the rival and the first bundle taking turns
                        the machine is probed before, in the middle and after, while nothing runs
-then:                  pictures and components against the reference
+then, untimed:         pictures and components against the reference; pictures before the judge
 ```
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
-from ..models.bundle import DEMO
-from ..models.errors import RequestError
+from ..runtime import pipeline
 from ..runtime.parameters import tool
-from . import fidelity
+from ..runtime.request import Request
+from . import duel, environments, fidelity, prompts, sheet
+from .cold import Cold, measure_cold
 from .conditions import Watch, describe
 from .contender import Contender
-from .results import Comparison, Report, Row, row
+from .grid import FEWEST_PAIRS, Settings
+from .metrics import likeness, read
+from .results import Comparison, Likened, Report, Row, row
+from .rivals import RIVALS, Rival
 from .summary import paired_ratio
 from .worker import Job
 
-FEWEST_PAIRS = 5
-"""Below, no interval means anything."""
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What to measure. Each tuple is a side of the grid; None in it takes the model's default."""
-
-    models: tuple[Path | None, ...] = (None,)
-    """Folders of bundles; None is the demo model."""
-    versus: Path | None = None
-    """A bundle that each model is compared with, in turns."""
-    reference: Path | None = None
-    """A bundle whose pictures are taken for right."""
-    prompt: str = "red apple, flat style, blue background"
-    providers: tuple[str, ...] = ("auto",)
-    memories: tuple[str, ...] = ("auto",)
-    threads: tuple[int, ...] = (0,)
-    sizes: tuple[tuple[int | None, int | None], ...] = ((None, None),)
-    """(width, height) in pixels."""
-    steps: tuple[int | None, ...] = (None,)
-    counts: tuple[int, ...] = (1,)
-    """Pictures a request."""
-    guidance: float | None = None
-    sampler: str | None = None
-    seed: int = 0
-    warmup: int = 1
-    """Requests after the first that are not counted."""
-    repeats: int = 5
-    """Requests that are."""
-
-    def __post_init__(self) -> None:
-        if self.repeats < 1 or self.warmup < 0:
-            raise RequestError(f"repeats {self.repeats}, warm-up {self.warmup}: expected at least 1 repeat and a warm-up of 0 or more")
-        if self.versus is not None and self.repeats < FEWEST_PAIRS:
-            raise RequestError(f"repeats {self.repeats}: a comparison needs at least {FEWEST_PAIRS}: leave --repeats out, or raise it")
-
-    def jobs(self) -> list[Job]:
-        """The grid: one job a combination, models first."""
-        sides = (self.models, self.providers, self.memories, self.threads, self.sizes, self.steps, self.counts)
-        return [
-            Job(
-                folder=str(model or DEMO),
-                prompt=self.prompt,
-                provider=provider,
-                memory=memory,
-                threads=threads,
-                width=size[0],
-                height=size[1],
-                steps=steps,
-                guidance=self.guidance,
-                sampler=self.sampler,
-                seed=self.seed,
-                count=count,
-            )
-            for model, provider, memory, threads, size, steps, count in itertools.product(*sides)
-        ]
-
-
-def run(settings: Settings, advance: Callable[[str, float], None], keep: Callable[[Report], None]) -> Report:
+def run(settings: Settings, advance: Callable[[str, float], None], keep: Callable[[Report], None], picture: Path | None = None) -> Report:
     """Measure everything that `settings` asks for.
 
     `keep` gets the report as far as it is after each combination, and once more when Ctrl-C ends it before the time; what
-    could not be measured is a row that says why.
+    could not be measured is a row that says why. A contact sheet of the pictures goes to `picture`.
 
     Raises:
-        DiffusetteError: the reference cannot be opened or drawn with.
+        DiffusetteError: the reference cannot be opened or drawn with, or rivals cannot be given what they need.
     """
-    measurement = _Measurement(settings, advance)
-    try:
-        for _ in measurement.steps():
+    with TemporaryDirectory(prefix="diffusette-bench-") as folder:
+        measurement = _Measurement(settings, advance, Path(folder))
+        try:
+            for _ in measurement.steps():
+                keep(measurement.report())
+        except BaseException:
             keep(measurement.report())
-    except BaseException:
-        keep(measurement.report())
-        raise
-    measurement.complete = True
-    report = measurement.report()
-    keep(report)
+            raise
+        measurement.complete = True
+        report = measurement.report()
+        keep(report)
+        if picture is not None:
+            sheet.save(measurement.pictures(), picture)
     return report
 
 
 class _Measurement:
     """The state of a run: what is finished, and what runs now."""
 
-    def __init__(self, settings: Settings, advance: Callable[[str, float], None]) -> None:
+    def __init__(self, settings: Settings, advance: Callable[[str, float], None], folder: Path) -> None:
         self.complete = False
         self._settings = settings
-        self._jobs = settings.jobs()
+        self._folder = folder
+        self._jobs = [msgspec.structs.replace(job, picture=str(folder / f"{number}.png")) for number, job in enumerate(settings.jobs())]
         self._date = datetime.now(UTC).isoformat(timespec="seconds")
         self._machine = describe()
         self._watch = Watch()
-        self._rows: list[Row] = []
+        self._rows: list[tuple[Job, Row]] = []
         self._pairs: list[tuple[Row, Row]] = []
         self._current: list[Contender] = []
-        self._fidelity: fidelity.Fidelity | None = None
         self._advance = advance
         self._done = 0
+        self._versions: dict[str, str] = {}
 
     def steps(self) -> Iterator[None]:
         """Measure; yields after each part."""
+        settings = self._settings
+        terms = duel.terms(self._jobs[0], settings.source, self._folder) if settings.against else None
+        home = environments.folder_for(settings.environments) if settings.against else Path()
         self._watch.probe()
         for job in self._jobs:
             self._measure(job)
             yield
-        if self._settings.reference is not None:
-            self._fidelity = fidelity.compare(self._jobs[0], self._settings.reference, lambda: self._tick("fidelity"))
-            yield
+        for rival in (RIVALS[name] for name in settings.against):
+            for variant in rival.variants:
+                assert terms is not None
+                picture = str(self._folder / f"{rival.name}-{variant}.png")
+                self._against(rival, msgspec.structs.replace(terms, engine=rival.name, variant=variant, picture=picture), home)
+                self._versions |= environments.versions(home, [rival.name])
+                yield
+        self._liken()
+        if settings.reference is not None:
+            for job in self._distinct():
+                found = fidelity.compare(job, settings.reference, lambda: self._tick("fidelity"))
+                self._note(job, fidelity=found)
+                yield
+        if settings.judge:
+            for job in self._distinct():
+                self._note(job, judged=self._judge(job))
+                yield
 
     def report(self) -> Report:
         """All there is so far."""
@@ -142,25 +109,56 @@ class _Measurement:
         return Report(
             made_by=tool(),
             date=self._date,
-            machine=self._machine,
+            machine=msgspec.structs.replace(self._machine, packages={**self._machine.packages, **self._versions}),
             noise=noise,
             prompt=settings.prompt,
             seed=settings.seed,
             warmup=settings.warmup,
             repeats=settings.repeats,
-            rows=(*self._rows, *(row(contender, settings.warmup) for contender in self._current)),
+            profile=settings.profile,
+            rows=(*(one for _, one in self._rows), *(row(contender, settings.warmup) for contender in self._current)),
             comparisons=tuple(compared(model, versus, noise.reasons) for model, versus in self._pairs),
-            fidelity=self._fidelity,
             complete=self.complete,
         )
 
+    def pictures(self) -> list[tuple[str, Path]]:
+        """Words and file of each row's first picture."""
+        return [(sheet.words(one), Path(job.picture)) for job, one in self._rows if job.picture and Path(job.picture).exists()]
+
     def _measure(self, job: Job) -> None:
         settings = self._settings
+        cold = measure_cold(job) if settings.cold else None
         folders = [job.folder] if settings.versus is None else [job.folder, str(settings.versus)]
+        jobs = [job, *(msgspec.structs.replace(job, folder=folder, picture=f"{job.picture}.versus.png") for folder in folders[1:])]
+        finished = self._turns([Contender(one) for one in jobs], job)
+        self._rows += [
+            (one, with_cold(found, cold if number == 0 else None)) for number, (one, found) in enumerate(zip(jobs, finished, strict=True))
+        ]
+        if len(finished) > 1:
+            self._pairs.append((finished[0], finished[1]))
+
+    def _against(self, rival: Rival, job: Job, home: Path) -> None:
+        """The rival alone, or in turns with the first bundle where there are repeats enough for a ratio."""
+        failed = Contender(job)
+        try:
+            job, command = duel.start(rival, job, home, lambda what: self._advance(what, self._done / self._total()))
+        except environments.UnavailableError as error:
+            failed.failure = str(error)
+            self._rows.append((job, row(failed, 0)))
+            return
+        paired = self._settings.repeats >= FEWEST_PAIRS and not self._rows[0][1].error
+        ours = [Contender(self._jobs[0])] if paired else []
+        *first, found = self._turns([*ours, Contender(job, command)], job)
+        self._rows.append((job, found))
+        if first and not found.error:
+            self._pairs.append((first[0], found))
+
+    def _turns(self, contenders: list[Contender], job: Job) -> list[Row]:
+        """Open all of `contenders`, let them draw in turns, and say what came out."""
+        settings = self._settings
         rounds = 1 + settings.warmup + settings.repeats
         with ExitStack() as stack:
-            for folder in folders:
-                contender = Contender(msgspec.structs.replace(job, folder=folder))
+            for contender in contenders:
                 self._current.append(contender)
                 stack.enter_context(contender)
             for number in range(rounds):
@@ -173,16 +171,61 @@ class _Measurement:
         self._watch.count()
         finished = [row(contender, settings.warmup) for contender in self._current]
         self._current.clear()
-        self._rows += finished
-        if len(finished) > 1:
-            self._pairs.append((finished[0], finished[1]))
+        return finished
+
+    def _liken(self) -> None:
+        """Compare the pictures of rows that started from the same noise with diffusers' in fp32, or else with the first row's."""
+        drawn = [number for number, (job, one) in enumerate(self._rows) if not one.error and Path(job.picture).exists()]
+        rivals = [number for number in drawn if self._rows[number][0].engine == "diffusers" and self._rows[number][0].variant == "fp32"]
+        if not self._settings.against or not drawn:
+            return
+        reference = (rivals or drawn)[0]
+        expected, against = read(Path(self._rows[reference][0].picture)), self._rows[reference][1]
+        for number in drawn:
+            job, one = self._rows[number]
+            rival = RIVALS.get(job.engine)
+            pixels = read(Path(job.picture))
+            if pixels.shape != expected.shape or (rival is not None and not rival.same_noise):
+                continue
+            found = Likened(f"{against.engine} {against.precision}", likeness(expected, pixels))
+            self._rows[number] = (job, msgspec.structs.replace(one, likened=found))
+
+    def _distinct(self) -> list[Job]:
+        """Our jobs that draw different pictures and could be measured."""
+        return list({_drawing(job): job for job, one in reversed(self._rows) if job.engine == "diffusette" and not one.error}.values())[
+            ::-1
+        ]
+
+    def _judge(self, job: Job) -> prompts.PromptFidelity:
+        template = Request("", width=job.width, height=job.height, steps=job.steps, guidance=job.guidance, sampler=job.sampler)
+        with pipeline.load(job.folder, job.provider, job.memory, threads=job.threads) as drawer:
+            return prompts.score(drawer, template, self._settings.judge, lambda: self._tick("judge"))
+
+    def _note(self, drawing: Job, **fields: object) -> None:
+        """Write `fields` into every row that draws as `drawing` does."""
+        self._rows = [
+            (job, msgspec.structs.replace(one, **fields) if _drawing(job) == _drawing(drawing) and not one.error else one)
+            for job, one in self._rows
+        ]
 
     def _tick(self, what: str) -> None:
-        settings = self._settings
-        requests = len(self._jobs) * (1 + settings.warmup + settings.repeats) * (1 if settings.versus is None else 2)
-        total = requests + (0 if settings.reference is None else 2 * fidelity.PICTURES)
-        self._advance(what, self._done / total)
+        self._advance(what, self._done / self._total())
         self._done += 1
+
+    def _total(self) -> int:
+        """How many pictures there are to draw."""
+        settings = self._settings
+        rounds = 1 + settings.warmup + settings.repeats
+        variants = sum(len(RIVALS[name].variants) for name in settings.against)
+        requests = len(self._jobs) * rounds * (1 if settings.versus is None else 2)
+        requests += variants * rounds * (2 if settings.repeats >= FEWEST_PAIRS else 1)
+        drawings = len({_drawing(job) for job in self._jobs})
+        return requests + drawings * (settings.judge + (0 if settings.reference is None else 2 * fidelity.PICTURES))
+
+
+def with_cold(one: Row, cold: Cold | None) -> Row:
+    """`one` with what a cold start took."""
+    return one if cold is None else msgspec.structs.replace(one, cold=cold)
 
 
 def compared(model: Row, versus: Row, noisy: tuple[str, ...]) -> Comparison:
@@ -194,7 +237,7 @@ def compared(model: Row, versus: Row, noisy: tuple[str, ...]) -> Comparison:
         refused = f"the machine was too noisy to compare: {'; '.join(noisy)}; close other programs and measure again"
     return Comparison(
         model_name=model.model_name,
-        versus=versus.model_name,
+        versus=versus.model_name if versus.engine == "diffusette" else f"{versus.engine} {versus.precision}",
         provider=model.provider,
         memory=model.memory,
         threads=model.threads,
@@ -207,40 +250,14 @@ def compared(model: Row, versus: Row, noisy: tuple[str, ...]) -> Comparison:
     )
 
 
-def names(text: str) -> tuple[str, ...]:
-    """What stands between the commas of `text`."""
-    return tuple(part.strip() for part in text.split(","))
-
-
-def numbers(name: str, text: str) -> tuple[int, ...]:
-    """The numbers between the commas of `text`.
-
-    Raises:
-        RequestError: something else is there.
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise RequestError(f"{name}: {text!r}, but expected whole numbers with commas between them, such as 8,20") from None
-
-
-def sizes(text: str) -> tuple[tuple[int, int], ...]:
-    """The (width, height) in `text`, such as 512,768x512.
-
-    Raises:
-        RequestError: something else is there.
-    """
-    found: list[tuple[int, int]] = []
-    for part in names(text):
-        width, times, height = part.partition("x")
-        if not width.isdecimal() or (times and not height.isdecimal()):
-            raise RequestError(f"size: {part!r}, but expected pixels, such as 512 or 768x512, several with commas between them")
-        found.append((int(width), int(height or width)))
-    return tuple(found)
+def _drawing(job: Job) -> tuple[object, ...]:
+    """What decides how a picture looks."""
+    return (job.folder, job.provider, job.width, job.height, job.steps, job.guidance, job.sampler, job.engine)
 
 
 def _words(job: Job) -> str:
     """What sets this combination apart, in short."""
     size = "" if job.width is None else f"{job.width}×{job.height}"
     steps = "" if job.steps is None else f"{job.steps} steps"
-    return " ".join(word for word in (Path(job.folder or "").name, job.provider, job.memory, size, steps) if word)
+    engine = "" if job.engine == "diffusette" else f"{job.engine} {job.variant}"
+    return " ".join(word for word in (engine, Path(job.folder or "").name, job.provider, job.memory, size, steps) if word)

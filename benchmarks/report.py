@@ -12,8 +12,11 @@ from types import MappingProxyType
 import msgspec
 
 from ..models.errors import RequestError, ResourceError
-from .results import Report, Scalar, flat
+from . import prompts
+from .fidelity import Fidelity
+from .results import Report, Row, Scalar, flat
 
+NOTHING = "–"
 Column = tuple[str, str, Callable[[Mapping[str, Scalar]], str]]
 """Heading, alignment ("<" or ">"), and the text of a cell from a flat row."""
 
@@ -25,14 +28,15 @@ def _text(name: str) -> Callable[[Mapping[str, Scalar]], str]:
 def _number(name: str, form: str, factor: float = 1.0) -> Callable[[Mapping[str, Scalar]], str]:
     def show(cells: Mapping[str, Scalar]) -> str:
         value = cells.get(name)
-        return format(value * factor, form) if isinstance(value, int | float) else "–"
+        return format(value * factor, form) if isinstance(value, int | float) else NOTHING
 
     return show
 
 
 COLUMNS: tuple[Column, ...] = (
+    ("engine", "<", _text("engine")),
     ("model_name", "<", _text("model_name")),
-    ("folder", "<", lambda cells: Path(str(cells["folder"])).name),
+    ("folder", "<", lambda cells: Path(str(cells["folder"])).name if cells["engine"] == "diffusette" else ""),
     ("precision", "<", _text("precision")),
     ("provider", "<", _text("provider")),
     ("memory", "<", _text("memory")),
@@ -54,7 +58,18 @@ COLUMNS: tuple[Column, ...] = (
     ("anonymous MB", ">", _number("max_anonymous", ".0f", 1e-6)),
 )
 """What the table and Markdown show of a row; CSV and JSON have everything."""
-_ALWAYS = 9
+_SOMETIMES: tuple[Column, ...] = (
+    ("VRAM MB", ">", _number("max_vram", ".0f", 1e-6)),
+    ("cold first s", ">", _number("cold_first_latency", ".3f")),
+    ("PSNR dB", ">", _number("fidelity_psnr", ".1f")),
+    ("GMSD", ">", _number("fidelity_gmsd", ".4f")),
+    ("PSNR to rival", ">", _number("likened_psnr", ".1f")),
+    ("subject", ">", _number("judged_subject", ".1%")),
+    ("style", ">", _number("judged_style", ".1%")),
+    ("background", ">", _number("judged_background", ".1%")),
+)
+"""Shown where some row has it."""
+_ALWAYS = 10
 """Columns before this one are left out of the table where all rows say the same; a line above it tells."""
 
 
@@ -86,7 +101,8 @@ def _split(rows: Sequence[Mapping[str, Scalar]]) -> tuple[list[str], list[Column
     """What is the same in all rows, in words, and the columns that are left."""
     told: list[str] = []
     shown: list[Column] = []
-    for place, (heading, side, show) in enumerate(COLUMNS):
+    extra = [column for column in _SOMETIMES if any(column[2](row) != NOTHING for row in rows)]
+    for place, (heading, side, show) in enumerate((*COLUMNS, *extra)):
         values = {show(row) for row in rows}
         if place < _ALWAYS and len(values) == 1:
             told.append(f"{heading} {values.pop() or 'unknown'}")
@@ -97,7 +113,7 @@ def _split(rows: Sequence[Mapping[str, Scalar]]) -> tuple[list[str], list[Column
 
 def remarks(report: Report) -> list[str]:
     """What is to be said beside the numbers, a line each: errors, comparisons, fidelity, noise, whether it is all."""
-    lines = [f"not measured: {row.folder} on {row.provider}, {row.memory}: {row.error}" for row in report.rows if row.error]
+    lines = [f"not measured: {_name(row)}: {row.error}" for row in report.rows if row.error]
     for one in report.comparisons:
         settings = f"{one.provider}, {one.memory}, {one.steps} steps"
         if one.latency is None:
@@ -108,8 +124,14 @@ def remarks(report: Report) -> list[str]:
                 f"{one.model_name} takes {ratio.ratio:.3f} × the time of {one.versus} ({settings}; "
                 f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}, {ratio.pairs} pairs)"
             )
-    if report.fidelity is not None:
-        lines += _fidelity(report)
+    seen: list[Fidelity] = []
+    for row in report.rows:
+        if row.fidelity is not None and row.fidelity not in seen:
+            seen.append(row.fidelity)
+            lines += _fidelity(row.fidelity)
+    lines += _judged(report)
+    likened = [row.likened.to for row in report.rows if row.likened is not None]
+    lines += [f"PSNR to rival: the same prompt and noise, drawn by {to}; 200 stands for equal" for to in dict.fromkeys(likened)]
     lines += [f"note: {note}" for note in dict.fromkeys(note for row in report.rows for note in row.notes)]
     lines += [f"noisy machine: {reason}" for reason in report.noise.reasons]
     if not report.complete:
@@ -117,13 +139,28 @@ def remarks(report: Report) -> list[str]:
     return lines
 
 
-def _fidelity(report: Report) -> list[str]:
-    found = report.fidelity
-    assert found is not None
+def _name(row: Row) -> str:
+    if row.engine != "diffusette":
+        return f"{row.engine} {row.precision}"
+    return f"{row.folder} on {row.provider}, {row.memory}"
+
+
+def _judged(report: Report) -> list[str]:
+    """What the judge said, and how far it can be trusted."""
+    found = [row.judged for row in report.rows if row.judged is not None]
+    if not found:
+        return []
+    accuracy = ", ".join(f"{how} {share['subject']:.1%}" for how, share in prompts.labels().accuracy.items())
+    lines = [f"the judge's own accuracy on real drawings, subject: {accuracy}"]
+    return [f"prompt fidelity over {found[0].pictures} pictures: shares that show the subject, style and background asked for", *lines]
+
+
+def _fidelity(found: Fidelity) -> list[str]:
     pictures = (
         f"fidelity to {found.reference} ({found.reference_precision}), {found.width}×{found.height}, {found.steps} steps, "
         f"{len(found.seeds)} seeds: PSNR {sum(found.psnr) / len(found.psnr):.1f} dB (worst {min(found.psnr):.1f}), "
-        f"SSIM {sum(found.ssim) / len(found.ssim):.4f} (worst {min(found.ssim):.4f})"
+        f"SSIM {sum(found.ssim) / len(found.ssim):.4f} (worst {min(found.ssim):.4f}), "
+        f"GMSD {sum(found.gmsd) / len(found.gmsd):.4f} (worst {max(found.gmsd):.4f})"
     )
     components = ", ".join(f"{name} {db:.1f} dB" for name, db in found.components.items())
     return [pictures, f"SNR of components on the same inputs, worst call: {components}"]

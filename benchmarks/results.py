@@ -7,13 +7,18 @@ from typing import Any
 
 import msgspec
 
+from .cold import Cold
 from .conditions import Machine, Noise
 from .contender import Contender
 from .fidelity import Fidelity
+from .metrics import Likeness
+from .prompts import PromptFidelity
 from .summary import Latency, Ratio, latency
 from .worker import Drawn
 
-SCHEMA = 1
+SCHEMA = 2
+POINTS = 200
+"""Of memory over time that are kept."""
 Scalar = str | int | float | bool | None
 
 
@@ -29,9 +34,18 @@ class ComponentCost(msgspec.Struct, frozen=True):
     max_anonymous: int | None
 
 
+class Likened(msgspec.Struct, frozen=True):
+    """A picture against another engine's."""
+
+    to: str
+    """Engine and precision."""
+    likeness: Likeness
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One combination of settings. Times are in seconds, memory is in bytes."""
 
+    engine: str = "diffusette"
     model_name: str
     folder: str
     precision: str = ""
@@ -65,6 +79,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Peak resident memory of the whole process, mapped weights included."""
     max_anonymous: int | None = None
     """Peak of what the system cannot drop and read again."""
+    max_vram: int | None = None
+    """Peak device memory of the process on NVIDIA; none elsewhere."""
+    cold: Cold | None = None
+    fidelity: Fidelity | None = None
+    judged: PromptFidelity | None = None
+    likened: Likened | None = None
+    """Its picture against another engine's, where both started from the same noise."""
+    memory_over_time: tuple[tuple[float, int, int | None], ...] = ()
+    """Seconds since the start, resident and anonymous bytes: the largest of each span of time."""
     latencies: tuple[float, ...] = ()
     """Every timing behind `latency`."""
     notes: tuple[str, ...] = ()
@@ -104,7 +127,7 @@ class Report(msgspec.Struct, frozen=True):
     repeats: int
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...] = ()
-    fidelity: Fidelity | None = None
+    profile: str = ""
     complete: bool = False
     """False while it goes on, and for good when it was interrupted."""
     schema: int = SCHEMA
@@ -125,9 +148,10 @@ def row(contender: Contender, warmup: int) -> Row:
     first = contender.drawn[0] if contender.drawn else None
     peak = contender.memory.peak() if contender.memory else None
     return Row(
+        engine=job.engine,
         model_name=opened.model_name if opened else "",
         folder=job.folder or "",
-        precision=opened.precision if opened else "",
+        precision=opened.precision if opened else job.variant,
         target=opened.target if opened else "",
         provider=opened.provider if opened else job.provider,
         memory=opened.memory if opened else job.memory,
@@ -148,6 +172,8 @@ def row(contender: Contender, warmup: int) -> Row:
         components=_components(contender, measured),
         max_ram=peak.rss if peak else None,
         max_anonymous=peak.anonymous if peak else None,
+        max_vram=contender.memory.peak_vram() if contender.memory else None,
+        memory_over_time=contender.memory.over_time(POINTS) if contender.memory else (),
         latencies=tuple(seconds),
         notes=first.notes if first else (),
         error=contender.failure,
@@ -180,9 +206,25 @@ def flat(one: Row) -> dict[str, Scalar]:
                 result |= {f"{component}_{part}": number for part, number in _fields(cost) if part != "latency"}
         elif name == "notes":
             result[name] = "; ".join(one.notes)
-        elif name != "latencies":
+        elif name in {"fidelity", "judged", "likened", "cold"}:
+            result |= _flat_part(name, value)
+        elif name not in {"latencies", "memory_over_time"}:
             result[name] = value
     return result
+
+
+def _flat_part(name: str, part: Fidelity | PromptFidelity | Likened | Cold | None) -> dict[str, Scalar]:
+    """A part's numbers with names of their own; none where it was not measured."""
+    if isinstance(part, Fidelity):
+        means = {
+            f"{name}_{kind}": sum(values) / len(values) for kind, values in (("psnr", part.psnr), ("ssim", part.ssim), ("gmsd", part.gmsd))
+        }
+        return {f"{name}_to": part.reference_precision, **means, **{f"{component}_snr": db for component, db in part.components.items()}}
+    if isinstance(part, PromptFidelity):
+        return {f"{name}_{key}": value for key, value in _fields(part) if key not in {"seen", "seconds"}}
+    if isinstance(part, Likened):
+        return {f"{name}_to": part.to, **{f"{name}_{key}": value for key, value in _fields(part.likeness)}}
+    return {} if part is None else {f"{name}_{key}": value for key, value in _fields(part)}
 
 
 def _fields(struct: msgspec.Struct) -> Iterable[tuple[str, Any]]:

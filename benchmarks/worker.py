@@ -21,7 +21,7 @@ from ..models.errors import DiffusetteError  # noqa: E402
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What to open and what to draw; None takes the model's default."""
+    """What to open and what to draw; None takes the model's default. The second half is for other engines (`rivals`)."""
 
     folder: str | None
     prompt: str
@@ -35,6 +35,17 @@ class Job(msgspec.Struct, frozen=True):
     sampler: str | None = None
     seed: int = 0
     count: int = 1
+    picture: str = ""
+    """Where the first picture is kept; empty for nowhere."""
+    engine: str = "diffusette"
+    variant: str = ""
+    """Of the engine: a precision."""
+    prepared: str = ""
+    """Folder of the weights in the engine's own format."""
+    latents: str = ""
+    """File of the noise that the picture starts from."""
+    tokens: tuple[tuple[int, ...], ...] = ()
+    """Ids of no prompt, and of the prompt."""
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
@@ -118,6 +129,8 @@ def serve(job: Job, tell: Callable[[Event], None]) -> None:
         result = drawer.generate(request)
         record = result.metadata[0]
         calls = tuple(recorder.calls)
+        if job.picture and not os.path.exists(job.picture):  # noqa: PTH110  # pathlib would be imported inside the measured start
+            result.images[0].save(job.picture)
         tell(
             Drawn(result.timings["total"], calls, record.width, record.height, record.steps, record.guidance, record.sampler, result.notes)
         )

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from diffusette.benchmarks import conditions, fidelity, memory, protocol, report, results, summary
+from diffusette.benchmarks import conditions, grid, memory, metrics, protocol, report, results, summary
 from diffusette.benchmarks.contender import Contender
 from diffusette.benchmarks.results import Report, Row
 from diffusette.benchmarks.worker import Job
@@ -77,12 +77,12 @@ def test_the_interval_of_a_ratio_holds_the_truth_as_often_as_it_says() -> None:
 
 def test_psnr_and_snr_of_a_known_difference_have_their_textbook_values() -> None:
     picture = RNG.integers(20, 200, size=(24, 20, 3)).astype(np.uint8)
-    assert fidelity.psnr(picture, picture + np.uint8(5)) == pytest.approx(20 * np.log10(255 / 5))
-    assert fidelity.psnr(picture, picture) == fidelity.EQUAL
+    assert metrics.psnr(picture, picture + np.uint8(5)) == pytest.approx(20 * np.log10(255 / 5))
+    assert metrics.psnr(picture, picture) == metrics.EQUAL
     values = RNG.normal(size=(3, 7)).astype(np.float32)
-    assert fidelity.snr(values, 0.9 * values) == pytest.approx(20.0, abs=1e-4)
-    assert fidelity.snr(values, values) == fidelity.EQUAL
-    assert fidelity.snr(values, np.full_like(values, np.nan)) == -fidelity.EQUAL
+    assert metrics.snr(values, 0.9 * values) == pytest.approx(20.0, abs=1e-4)
+    assert metrics.snr(values, values) == metrics.EQUAL
+    assert metrics.snr(values, np.full_like(values, np.nan)) == -metrics.EQUAL
 
 
 def test_ssim_is_that_of_the_paper_computed_another_way() -> None:
@@ -98,10 +98,10 @@ def test_ssim_is_that_of_the_paper_computed_another_way() -> None:
     c1, c2 = 2.55**2, 7.65**2
     luminance = (2 * blur(x) * blur(y) + c1) / (blur(x) ** 2 + blur(y) ** 2 + c1)
     expected = (luminance * (2 * covariance + c2) / (variances + c2)).mean()
-    assert fidelity.ssim(one, other) == pytest.approx(expected, abs=1e-9)
-    assert fidelity.ssim(one, one) == pytest.approx(1.0)
+    assert metrics.ssim(one, other) == pytest.approx(expected, abs=1e-9)
+    assert metrics.ssim(one, one) == pytest.approx(1.0)
     with pytest.raises(RequestError, match="11"):
-        fidelity.ssim(one[:10], other[:10])
+        metrics.ssim(one[:10], other[:10])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere psutil tells less")
@@ -245,11 +245,11 @@ def test_stdout_json_csv_and_the_table_hold_the_same_numbers(measured: Path) -> 
 
 
 def test_a_bundle_is_wholly_faithful_to_itself(measured: Path) -> None:
-    found = msgspec.json.decode((measured / "report.json").read_bytes(), type=Report).fidelity
+    found = msgspec.json.decode((measured / "report.json").read_bytes(), type=Report).rows[0].fidelity
     assert found is not None
-    assert found.psnr == (fidelity.EQUAL,) * 4
+    assert found.psnr == (metrics.EQUAL,) * 4
     assert found.ssim == pytest.approx((1.0,) * 4)
-    assert found.components == dict.fromkeys(("text_encoder", "unet", "vae_decoder"), fidelity.EQUAL)
+    assert found.components == dict.fromkeys(("text_encoder", "unet", "vae_decoder"), metrics.EQUAL)
     assert found.seeds == (0, 1, 2, 3)
 
 
@@ -311,4 +311,4 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_measured(options: list
 
 
 def test_sizes_are_squares_or_width_by_height() -> None:
-    assert protocol.sizes("64, 128x96") == ((64, 64), (128, 96))
+    assert grid.sizes("64, 128x96") == ((64, 64), (128, 96))

@@ -1,0 +1,124 @@
+"""What to measure: the sides of the grid, and how they are written on the command line."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..models.bundle import DEMO
+from ..models.errors import RequestError
+from . import prompts
+from .rivals import RIVALS
+from .worker import Job
+
+FEWEST_PAIRS = 5
+"""Below, no interval means anything."""
+SAMPLER = "ddim"
+"""What every engine has and computes alike."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure. Each tuple is a side of the grid; None in it takes the model's default."""
+
+    models: tuple[Path | None, ...] = (None,)
+    """Folders of bundles; None is the demo model."""
+    versus: Path | None = None
+    """A bundle that each model is compared with, in turns."""
+    reference: Path | None = None
+    """A bundle whose pictures are taken for right."""
+    prompt: str = "red apple, flat style, blue background"
+    providers: tuple[str, ...] = ("auto",)
+    memories: tuple[str, ...] = ("auto",)
+    threads: tuple[int, ...] = (0,)
+    sizes: tuple[tuple[int | None, int | None], ...] = ((None, None),)
+    """(width, height) in pixels."""
+    steps: tuple[int | None, ...] = (None,)
+    counts: tuple[int, ...] = (1,)
+    """Pictures a request."""
+    guidance: float | None = None
+    sampler: str | None = None
+    seed: int = 0
+    against: tuple[str, ...] = ()
+    """Names of other engines (`rivals.RIVALS`) that draw the same with `source`."""
+    source: Path | None = None
+    """The diffusers folder that the first model was exported from."""
+    environments: Path | None = None
+    """Where the other engines are installed; None is a folder in the user's cache."""
+    judge: int = 0
+    """Pictures for the judge to look at (`prompts`); 0 for none."""
+    cold: bool = False
+    """Start once more with the bundle's files out of the system's cache."""
+    profile: str = ""
+    """A published protocol (`profiles.PROFILES`) that sets what was left open."""
+    warmup: int = 1
+    """Requests after the first that are not counted."""
+    repeats: int = 5
+    """Requests that are."""
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or self.warmup < 0:
+            raise RequestError(f"repeats {self.repeats}, warm-up {self.warmup}: expected at least 1 repeat and a warm-up of 0 or more")
+        if self.judge:
+            prompts.chosen(self.judge)
+        for name in self.against:
+            if name not in RIVALS:
+                raise RequestError(f"against: {name!r} is unknown: expected one or more of {', '.join(RIVALS)}")
+        if self.against and self.sampler not in {None, SAMPLER}:
+            raise RequestError(f"sampler {self.sampler}: other engines are compared with {SAMPLER}, which all of them have: leave it out")
+        if self.versus is not None and self.repeats < FEWEST_PAIRS:
+            raise RequestError(f"repeats {self.repeats}: a comparison needs at least {FEWEST_PAIRS}: leave --repeats out, or raise it")
+
+    def jobs(self) -> list[Job]:
+        """The grid: one job a combination, models first."""
+        sides = (self.models, self.providers, self.memories, self.threads, self.sizes, self.steps, self.counts)
+        return [
+            Job(
+                folder=str(model or DEMO),
+                prompt=self.prompt,
+                provider=provider,
+                memory=memory,
+                threads=threads,
+                width=size[0],
+                height=size[1],
+                steps=steps,
+                guidance=self.guidance,
+                sampler=self.sampler or (SAMPLER if self.against else None),
+                seed=self.seed,
+                count=count,
+            )
+            for model, provider, memory, threads, size, steps, count in itertools.product(*sides)
+        ]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """What stands between the commas of `text`."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def numbers(name: str, text: str) -> tuple[int, ...]:
+    """The numbers between the commas of `text`.
+
+    Raises:
+        RequestError: something else is there.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(f"{name}: {text!r}, but expected whole numbers with commas between them, such as 8,20") from None
+
+
+def sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """The (width, height) in `text`, such as 512,768x512.
+
+    Raises:
+        RequestError: something else is there.
+    """
+    found: list[tuple[int, int]] = []
+    for part in names(text):
+        width, times, height = part.partition("x")
+        if not width.isdecimal() or (times and not height.isdecimal()):
+            raise RequestError(f"size: {part!r}, but expected pixels, such as 512 or 768x512, several with commas between them")
+        found.append((int(width), int(height or width)))
+    return tuple(found)
