@@ -1,8 +1,8 @@
-# What people do here: demo, test, lint, test-full, demo-model. Each creates what it needs, and can be repeated.
+# What people do here: demo, test, lint, test-full, interop, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-full lint demo-model clean
+.PHONY: demo test test-full lint interop demo-model clean
 
 demo: .venv/demo.done  ## draw demo.png with the model that ships inside
 	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
@@ -12,6 +12,12 @@ test: .venv/dev.done  ## run the tests
 
 test-full: .venv/dev.done  ## full-size models with random weights: minutes and gigabytes
 	$(BIN)/python -m pytest -m full
+
+interop: .venv/dev.done build/interop/env.done  ## with optimum-onnx, diffusers and OpenVINO of an environment of their own: minutes
+	build/interop/env/bin/python tests/interop/theirs.py sources build/interop/work
+	$(BIN)/python tests/interop/ours.py export build/interop/work
+	build/interop/env/bin/python tests/interop/theirs.py draw build/interop/work
+	$(BIN)/python tests/interop/ours.py compare build/interop/work
 
 lint: .venv/dev.done  ## style, types
 	$(BIN)/ruff check .
@@ -35,6 +41,11 @@ demo-model: .venv/recipe.done  ## train the demo model again (hours), resuming w
 .venv/recipe.done: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[demo-model]"
 	touch $@ .venv/dev.done .venv/demo.done
+
+build/interop/env.done: pyproject.toml
+	$(PYTHON) -m venv build/interop/env
+	build/interop/env/bin/python -m pip install --quiet -e ".[interop]"
+	touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info
