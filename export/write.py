@@ -36,6 +36,21 @@ def save(model: ir.Model, folder: Path) -> dict[str, File]:
     values = [value for value in model.graph.initializers.values() if value.const_value is not None and value.const_value.nbytes >= SMALL]
     if sum(value.const_value.nbytes for value in values if value.const_value is not None) >= INLINE:
         files[DATA] = _write_data(values, folder)
+    data = _serialized(model)
+    for value in values:
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _on_disk(folder / DATA, value.const_value.offset or 0, value.const_value)
+    files[GRAPH] = _write(folder / GRAPH, data)
+    return files
+
+
+def save_beside(model: ir.Model, path: Path) -> File:
+    """Writes `model`, whose large tensors lie in a data file of `path`'s folder, to `path`, and leaves them there."""
+    return _write(path, _serialized(model))
+
+
+def _serialized(model: ir.Model) -> bytes:
+    """The graph file of `model`, without what differs from one run or machine to another."""
     model.producer_name, model.producer_version, model.doc_string = "diffusette", "", ""
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]
@@ -44,12 +59,7 @@ def save(model: ir.Model, folder: Path) -> dict[str, File]:
         part.doc_string = ""  # exporters leave stack traces and paths there
         del part.metadata_props[:]
     del proto.metadata_props[:], proto.graph.metadata_props[:]
-    data = proto.SerializeToString(deterministic=True)
-    for value in values:
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = _on_disk(folder / DATA, value.const_value.offset or 0, value.const_value)
-    files[GRAPH] = _write(folder / GRAPH, data)
-    return files
+    return proto.SerializeToString(deterministic=True)
 
 
 def load(folder: Path) -> ir.Model:
@@ -80,10 +90,10 @@ def _write_data(values: list[ir.Value], folder: Path) -> File:
     with partial.open("wb") as file:
         for value in values:
             assert value.const_value is not None
-            data = value.const_value.tobytes()
+            data = np.ascontiguousarray(value.const_value.numpy()).reshape(-1).view(np.uint8)
             alignment = PAGE if len(data) >= 4 * PAGE else LINE
             padding = bytes(-offset % alignment)
-            for piece in (padding, data):
+            for piece in (padding, data.data):
                 file.write(piece)
                 digest.update(piece)
             places.append((value, offset + len(padding), len(data)))

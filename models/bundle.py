@@ -133,7 +133,12 @@ def _need(there: Collection[str], field: str, name: str, purpose: str) -> None:
 
 
 def _check_component(folder: Path, name: str, component: Component, found: Manifest) -> Graph:
-    where = f"components.{name}"
+    for part, further in component.graphs.items():
+        _check_graph(folder, name, f"components.{name}.graphs.{part}", further, found)
+    return _check_graph(folder, name, f"components.{name}", component, found)
+
+
+def _check_graph(folder: Path, name: str, where: str, component: Component | manifests.Graph, found: Manifest) -> Graph:
     path = folder / safe(component.graph, f"{where}.graph")
     size_of(path, where)
     graph = onnx_file.read(path)

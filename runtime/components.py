@@ -3,8 +3,8 @@
 | plan | what is in memory | cost |
 |---|---|---|
 | resident | every component that was used | memory |
-| sequential | one component at a time, pictures decoded in tiles | each is opened again for each request |
-| streamed | the same, weights mapped from disk as they are | U-Net calls take longer |
+| sequential | one component at a time | each is opened again for each request |
+| streamed | the same, weights mapped from disk as they are, pictures decoded in tiles | U-Net calls take half as long again |
 
 `auto` takes the first that fits into what the machine has free, and goes on with the next one where memory runs out after all.
 """
@@ -21,9 +21,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from numpy.typing import NDArray
 
+from ..models import onnx_file
 from ..models.bundle import Bundle
 from ..models.errors import BundleError, RequestError, ResourceError
-from ..models.manifest import Component, Tensor
+from ..models.manifest import Component, Graph, Tensor
 from . import graph_cache, machine
 from .providers import Provider
 from .session import Session, SessionOptions, open_session
@@ -40,12 +41,13 @@ OPEN = 2.0
 """Memory that an open component keeps, likewise; measured: 1.7."""
 DECODING = 5400
 """Memory that decoding takes, in bytes a pixel: measured 1.4 GB for 512 × 512."""
-TILES = 0.3
-"""Of that, what is left where it is done in tiles."""
+LEAN_DECODING = 0.75
+"""Of that, what it takes where weights stay as they are; measured: 1.1 GB."""
 
 
 TILE = 40
-"""Side of a tile that pictures are decoded and encoded in under the leaner plans, at most, in latent pixels."""
+"""Side of a tile that pictures are decoded and encoded in where memory is scarce, at most, in latent pixels. Each tile is
+normalized by its own statistics, so that tones differ a little from those of a picture decoded whole."""
 TILED = frozenset({"vae_decoder", "vae_encoder", "tiny_decoder"})
 """Components that work in tiles as well."""
 
@@ -57,6 +59,10 @@ class Variant(NamedTuple):
     """What tells it from every other; never empty."""
     weights: Callable[[], Mapping[str, NDArray[Any]]]
     """Initializers to use instead of the file's, by name; made each time a session is opened."""
+
+
+_Key = tuple[str, tuple[str, ...], tuple[tuple[str, int], ...]]
+"""Name, key of the variant, free dimensions."""
 
 
 class Components:
@@ -71,7 +77,7 @@ class Components:
         self.seconds: dict[str, float] = {}
         """Time spent inside each component so far, opening included."""
         self._options = options
-        self._open: OrderedDict[tuple[str, tuple[str, ...], tuple[tuple[str, int], ...]], Session] = OrderedDict()
+        self._open: OrderedDict[_Key, Session] = OrderedDict()
         self._turn = threading.Lock()
         self._notes: dict[str, None] = {}
 
@@ -91,13 +97,14 @@ class Components:
         return Handle(name, component, self, variant)
 
     def run(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None = None) -> dict[str, NDArray[Any]]:
-        """Run component `name` once, with the weights of `variant` if one is given; `Handle.run`."""
+        """Run component `name`, or a further graph of one (`unet/full`), with the weights of `variant` if one is given; `Handle.run`."""
         with self._turn:
             started = time.perf_counter()
             try:
                 return self._run(name, feeds, variant)
             finally:
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+                component = name.partition("/")[0]
+                self.seconds[component] = self.seconds.get(component, 0.0) + time.perf_counter() - started
 
     def _run(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None) -> dict[str, NDArray[Any]]:
         """One run, under leaner and leaner plans if need be and allowed."""
@@ -120,22 +127,24 @@ class Components:
         return any(max(value.shape[2:], default=0) > side for value in feeds.values())
 
     def _session(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None) -> Session:
-        component = self.bundle.manifest.components[name]
-        dimensions = _dimensions(component, feeds) if self.provider.fixed_shapes else {}
+        described = self._described(name)
+        dimensions = _dimensions(described, feeds) if self.provider.fixed_shapes else {}
         key = (name, variant.key if variant else (), tuple(sorted(dimensions.items())))
         if key in self._open:
             self._open.move_to_end(key)
             return self._open[key]
-        if self.plan != "resident":
-            self._close()
-        for other in [one for one in self._open if one[0] == name and one[1] != key[1]]:  # its weights twice would be too much
+        for other in [one for one in self._open if not self._fits_beside(one, key)]:
             self._open.pop(other).close()
         while sum(other == name for other, *_ in self._open) >= SHAPES:
             oldest = next(one for one in self._open if one[0] == name)
             self._open.pop(oldest).close()
-        options = replace(self._options, dimensions=dimensions, weights=variant.weights() if variant else {})
-        graph = self.bundle.path(component.graph)
-        if self.plan == "streamed":
+        graph = self.bundle.path(described.graph)
+        weights = variant.weights() if variant else {}
+        if isinstance(described, Graph):
+            there = onnx_file.read(graph).initializers
+            weights = {name: array for name, array in weights.items() if name in there}
+        options = replace(self._options, dimensions=dimensions, weights=weights)
+        if self.plan == "streamed" or (self.plan == "sequential" and name in TILED):  # convolutions gain little from more
             options = replace(options, prepack=False, fold=False, cache=None)
         elif options.cache is not None and not graph_cache.pays(graph):
             options = replace(options, cache=None)
@@ -145,10 +154,24 @@ class Components:
         self._open[key] = session
         return session
 
+    def _described(self, name: str) -> Component | Graph:
+        component, _, part = name.partition("/")
+        found = self.bundle.manifest.components[component]
+        return found.graphs[part] if part else found
+
+    def _fits_beside(self, other: _Key, new: _Key) -> bool:
+        """Whether the session `other` may stay open beside a `new` one. Two of a component's graphs, cut to work together, may;
+        its weights twice would be too much.
+        """
+        (theirs, _, other_part), (ours, _, part) = other[0].partition("/"), new[0].partition("/")
+        if theirs != ours:
+            return self.plan == "resident"
+        return other[1] == new[1] and bool(other_part) == bool(part) and (self.plan == "resident" or other_part != part)
+
     @property
     def tile(self) -> int:
         """The side of the tiles in which pictures are decoded and encoded, in latent pixels; 0 does it whole."""
-        return 0 if self.plan == "resident" else TILE
+        return TILE if self.plan == "streamed" else 0
 
     def notes(self) -> tuple[str, ...]:
         """What the sessions had to say: a cache that cannot be written, a plan that memory did not suffice for."""
@@ -175,7 +198,7 @@ class Handle:
     """A component as the rest of the runtime sees it: a session that is opened when it is first run."""
 
     name: str
-    component: Component
+    component: Component | Graph
     components: Components
     variant: Variant | None = None
 
@@ -191,12 +214,18 @@ class Handle:
     def provider(self) -> str:
         return self.components.provider.name
 
+    @property
+    def parts(self) -> Mapping[str, Handle]:
+        """The component's further graphs, by name, with the same changes to their weights."""
+        graphs = self.component.graphs if isinstance(self.component, Component) else {}
+        return {name: Handle(f"{self.name}/{name}", graph, self.components, self.variant) for name, graph in graphs.items()}
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by its name; see `session.Session.run`."""
         return self.components.run(self.name, feeds, self.variant)
 
 
-def _dimensions(component: Component, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+def _dimensions(component: Component | Graph, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:
     """The free dimensions of the graph's inputs, with their values in `feeds`."""
     return {
         dimension: size
@@ -238,7 +267,7 @@ def fitting(sizes: Sequence[int], pixels: int, free: int) -> Plan:
     decoding = DECODING * pixels
     if OPEN * sum(sizes) + max((OPENING - OPEN) * max(sizes), decoding) < free:
         return "resident"
-    return "sequential" if max(OPENING * max(sizes), TILES * decoding) < free else "streamed"
+    return "sequential" if max(OPENING * max(sizes), LEAN_DECODING * decoding) < free else "streamed"
 
 
 def _bytes_of(bundle: Bundle, component: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -32,6 +33,12 @@ Predict = Callable[[Array, float, Feeds], Array]
 EXTRA_CHANNELS = "extra_channels"
 """A feed that is no input of its own: (1, k, height, width), put behind the scaled sample's channels. Inpainting U-Nets take
 mask and masked picture there (k = 5), instruct-pix2pix the picture (k = 4)."""
+
+
+Call = Callable[[Array, float, Feeds, Feeds], Mapping[str, Array]]
+"""(x, sigma, feeds, more) → every output of the graph by name; `more` are inputs that are fed as they are."""
+Segment = Callable[[float], int]
+"""sigma → the number of the part of the trajectory that it lies in; what is kept from one step to the next is kept within a part."""
 
 
 class Weighted(NamedTuple):
@@ -60,7 +67,13 @@ def always(feeds: Feeds) -> Conditioning:
 
 
 def unet(session: Unet, noise: Noise) -> Predict:
-    """The prediction of a U-Net session, which takes `sample`, `timestep` and the feeds, and gives `out_sample`.
+    """The prediction of a U-Net session, which takes `sample`, `timestep` and the feeds, and gives `out_sample`; see `caller`."""
+    call = caller(session, noise)
+    return lambda x, sigma, feeds: call(x, sigma, feeds, {})["out_sample"]
+
+
+def caller(session: Unet, noise: Noise) -> Call:
+    """All that a U-Net session gives, which takes `sample`, `timestep`, the feeds and `more`, and gives `out_sample` at least.
 
     The sample is scaled to the variance of training, the sigma turned into a timestep, everything cast to the dtype that the
     graph declares; a whole-number timestep is rounded.
@@ -72,21 +85,22 @@ def unet(session: Unet, noise: Noise) -> Predict:
     expected = {name: np.dtype(_DTYPES.get(tensor.dtype, tensor.dtype)) for name, tensor in session.inputs.items()}
     times = session.inputs["timestep"].shape if "timestep" in session.inputs else ()
 
-    def predict(x: Array, sigma: float, feeds: Feeds) -> Array:
+    def call(x: Array, sigma: float, feeds: Feeds, more: Feeds) -> Mapping[str, Array]:
         scaled: NDArray[np.generic] = combine((model_scale(noise.prediction, sigma), x))
         if EXTRA_CHANNELS in feeds:
             scaled = np.concatenate([scaled, np.broadcast_to(feeds[EXTRA_CHANNELS], (len(x), *feeds[EXTRA_CHANNELS].shape[1:]))], axis=1)
         ready: dict[str, NDArray[np.generic]] = {"sample": scaled, "timestep": _timesteps(timestep(sigma), times, len(x))}
         ready |= {name: np.broadcast_to(value, (len(x), *value.shape[1:])) for name, value in feeds.items() if name != EXTRA_CHANNELS}
+        ready |= more
         if ready.keys() != expected.keys():
             raise BundleError(f"U-Net: the graph takes {_listed(expected)}, but the prompt gives {_listed(ready)}: export the model again")
         cast = {name: np.asarray(_whole(value, expected[name]), dtype=expected[name], order="C") for name, value in ready.items()}
         outputs = session.run(cast)
         if "out_sample" not in outputs:
             raise BundleError(f"U-Net: the graph gives {_listed(outputs)}, but out_sample was expected: export the model again")
-        return np.asarray(outputs["out_sample"], dtype=np.float32)
+        return {name: np.asarray(value, dtype=np.float32) for name, value in outputs.items()}
 
-    return predict
+    return call
 
 
 _DTYPES = {"float": "float32", "double": "float64"}
@@ -178,14 +192,26 @@ def step_interval(sigmas: NDArray[np.float64], start: float, stop: float) -> tup
     return low, high
 
 
-def guided(predict: Predict, prediction: Prediction, positive: Conditioning, negative: Conditioning | None, guidance: Guidance) -> Denoise:
+def guided(
+    predict: Predict,
+    prediction: Prediction,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    guidance: Guidance,
+    held: Segment | None = None,
+) -> Denoise:
     """Classifier-free guidance over prompts joined by AND: negative + scale · Σ weightᵢ · (promptᵢ - negative).
 
     The negative prompt is asked only where it counts: not without one (Turbo, LCM), not outside of the interval, not where
     its factor, 1 - scale · Σ weightᵢ, is 0. Where it is not asked and the weights do not sum up to 1, they are made to.
+
+    With `held` it is asked once in each segment: what guidance adds to the prompts' own prediction is kept for the rest of it. Such
+    a denoiser is for one picture.
     """
+    kept: tuple[int, Array] | None = None
 
     def denoise(x: Array, sigma: float) -> Array:
+        nonlocal kept
         prompts = [prompt for prompt in positive(sigma) if prompt.weight != 0.0]
         scale = guidance.scale_at(sigma)
         total = math.fsum(prompt.weight for prompt in prompts)
@@ -197,13 +223,19 @@ def guided(predict: Predict, prediction: Prediction, positive: Conditioning, neg
             raise RequestError(
                 "prompt: the weights of its AND parts sum up to 0, which needs a negative prompt: give one, or other weights"
             )
-        *outputs, away = _predictions(
-            predict, x, sigma, [*(prompt.feeds for prompt in prompts), negative(sigma)[0].feeds], guidance.batched
-        )
-        weighed = [(prompt.weight, own) for prompt, own in zip(prompts, outputs, strict=True)]
-        output = combine((1.0 - scale * total, away), *((scale * weight, own) for weight, own in weighed))
+        segment = -1 if held is None or total == 0.0 else held(sigma)
+        if kept is not None and kept[0] == segment:
+            own = _alone(predict, x, sigma, prompts, total, guidance)
+            output = own + kept[1]
+        else:
+            feeds = [*(prompt.feeds for prompt in prompts), negative(sigma)[0].feeds]
+            *outputs, away = _predictions(predict, x, sigma, feeds, guidance.batched)
+            weighed = [(prompt.weight, one) for prompt, one in zip(prompts, outputs, strict=True)]
+            output = combine((1.0 - scale * total, away), *((scale * weight, one) for weight, one in weighed))
+            own = combine(*((weight / total, one) for weight, one in weighed)) if total != 0.0 else output
+            kept = None if segment < 0 else (segment, output - own)
         if guidance.rescale > 0.0 and total != 0.0:
-            output = rescaled(output, combine(*((weight / total, own) for weight, own in weighed)), guidance.rescale)
+            output = rescaled(output, own, guidance.rescale)
         return denoised(prediction, x, sigma, output)
 
     return denoise
@@ -227,6 +259,7 @@ def guided_by_picture(
     Raises (when called):
         RequestError: the prompt has several parts.
     """
+    zeros = cache(partial(np.zeros, dtype=np.float32))  # the same array at every sigma: what is kept of a prompt is found by that
 
     def denoise(x: Array, sigma: float) -> Array:
         prompts = positive(sigma)
@@ -235,7 +268,7 @@ def guided_by_picture(
         scale = guidance.scale_at(sigma)
         picture_scale = guidance.picture_scale if guidance.interval[0] < sigma <= guidance.interval[1] else 1.0
         pictured = negative(sigma)[0].feeds
-        nothing = {**pictured, EXTRA_CHANNELS: np.zeros_like(pictured[EXTRA_CHANNELS])}
+        nothing = {**pictured, EXTRA_CHANNELS: zeros(pictured[EXTRA_CHANNELS].shape)}
         factors = [(scale, prompts[0].feeds), (picture_scale - scale, pictured), (1.0 - picture_scale, nothing)]
         asked = [(factor, feeds) for factor, feeds in factors if factor != 0.0]
         outputs = _predictions(predict, x, sigma, [feeds for _, feeds in asked], guidance.batched)
