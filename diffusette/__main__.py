@@ -65,6 +65,7 @@ def cli() -> None:
 @click.option("--refiner", type=FOLDER, help="Bundle of a model that draws the last steps.")
 @click.option("--refiner-start", type=float, help="Where it takes over, as a share of the timesteps.  [default: 0.8]")
 @click.option("--decoder", help="vae, or tiny: faster, if the bundle has one.  [default: vae]")
+@click.option("--speed", help="exact, balanced or fast: how much work is left out.  [default: exact]")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="Add a LoRA (safetensors); may be given several times.")
 @click.option("--lora-folder", type=FOLDER, help="Where <lora:name:weight> and --from find their files.  [default: beside --lora]")
 @click.option("--embedding", "embeddings", type=FILE, multiple=True, help="Textual inversion; its file's name is the word.")
