@@ -60,7 +60,7 @@ def compare(job: Job, reference: Path, tick: Callable[[], None]) -> Fidelity:
     with drawer:
         manifest = drawer.manifest
         expected, records, exchanges = _draw(drawer, recorder, wanted, seeds, tick)
-    request = _settled(wanted, records[0])
+    request = replace(_settled(wanted, records[0]), speed=job.speed)
     drawer, recorder = recorded(pipeline.load(job.folder, job.provider, job.memory, threads=job.threads))
     with drawer:
         if drawer.manifest.family != manifest.family:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..models.bundle import DEMO
 from ..models.errors import RequestError
 from . import prompts
+from .profiles import PROFILES
 from .rivals import RIVALS
 from .worker import Job
 
@@ -35,6 +36,8 @@ class Settings:
     sizes: tuple[tuple[int | None, int | None], ...] = ((None, None),)
     """(width, height) in pixels."""
     steps: tuple[int | None, ...] = (None,)
+    speeds: tuple[str, ...] = ("exact",)
+    """How much work is left out; names of `runtime.speed.SPEEDS`."""
     counts: tuple[int, ...] = (1,)
     """Pictures a request."""
     guidance: float | None = None
@@ -50,7 +53,7 @@ class Settings:
     """Pictures for the judge to look at (`prompts`); 0 for none."""
     cold: bool = False
     """Start once more with the bundle's files out of the system's cache."""
-    profile: str = ""
+    profile: str | None = None
     """A published protocol (`profiles.PROFILES`) that sets what was left open."""
     warmup: int = 1
     """Requests after the first that are not counted."""
@@ -62,6 +65,8 @@ class Settings:
             raise RequestError(f"repeats {self.repeats}, warm-up {self.warmup}: expected at least 1 repeat and a warm-up of 0 or more")
         if self.judge:
             prompts.chosen(self.judge)
+        if self.profile and self.profile not in PROFILES:
+            raise RequestError(f"profile: {self.profile!r} is unknown: expected {' or '.join(PROFILES)}")
         for name in self.against:
             if name not in RIVALS:
                 raise RequestError(f"against: {name!r} is unknown: expected one or more of {', '.join(RIVALS)}")
@@ -71,8 +76,10 @@ class Settings:
             raise RequestError(f"repeats {self.repeats}: a comparison needs at least {FEWEST_PAIRS}: leave --repeats out, or raise it")
 
     def jobs(self) -> list[Job]:
-        """The grid: one job a combination, models first."""
-        sides = (self.models, self.providers, self.memories, self.threads, self.sizes, self.steps, self.counts)
+        """The grid: one job a combination, models first. A profile settles what was left open."""
+        fixed = PROFILES.get(self.profile or "")
+        wanted = tuple(fixed.steps if one is None and fixed else one for one in self.steps)
+        sides = (self.models, self.providers, self.memories, self.threads, self.sizes, wanted, self.speeds, self.counts)
         return [
             Job(
                 folder=str(model or DEMO),
@@ -83,12 +90,13 @@ class Settings:
                 width=size[0],
                 height=size[1],
                 steps=steps,
-                guidance=self.guidance,
-                sampler=self.sampler or (SAMPLER if self.against else None),
+                guidance=fixed.guidance if fixed and self.guidance is None else self.guidance,
+                sampler=self.sampler or (SAMPLER if self.against else fixed.sampler if fixed else None),
+                speed=speed,
                 seed=self.seed,
                 count=count,
             )
-            for model, provider, memory, threads, size, steps, count in itertools.product(*sides)
+            for model, provider, memory, threads, size, steps, speed, count in itertools.product(*sides)
         ]
 
 

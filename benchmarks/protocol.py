@@ -115,7 +115,7 @@ class _Measurement:
             seed=settings.seed,
             warmup=settings.warmup,
             repeats=settings.repeats,
-            profile=settings.profile,
+            profile=settings.profile or "",
             rows=(*(one for _, one in self._rows), *(row(contender, settings.warmup) for contender in self._current)),
             comparisons=tuple(compared(model, versus, noise.reasons) for model, versus in self._pairs),
             complete=self.complete,
@@ -197,7 +197,9 @@ class _Measurement:
         ]
 
     def _judge(self, job: Job) -> prompts.PromptFidelity:
-        template = Request("", width=job.width, height=job.height, steps=job.steps, guidance=job.guidance, sampler=job.sampler)
+        template = Request(
+            "", width=job.width, height=job.height, steps=job.steps, guidance=job.guidance, sampler=job.sampler, speed=job.speed
+        )
         with pipeline.load(job.folder, job.provider, job.memory, threads=job.threads) as drawer:
             return prompts.score(drawer, template, self._settings.judge, lambda: self._tick("judge"))
 
@@ -252,7 +254,7 @@ def compared(model: Row, versus: Row, noisy: tuple[str, ...]) -> Comparison:
 
 def _drawing(job: Job) -> tuple[object, ...]:
     """What decides how a picture looks."""
-    return (job.folder, job.provider, job.width, job.height, job.steps, job.guidance, job.sampler, job.engine)
+    return (job.folder, job.provider, job.width, job.height, job.steps, job.guidance, job.sampler, job.speed, job.engine)
 
 
 def _words(job: Job) -> str:
@@ -260,4 +262,5 @@ def _words(job: Job) -> str:
     size = "" if job.width is None else f"{job.width}×{job.height}"
     steps = "" if job.steps is None else f"{job.steps} steps"
     engine = "" if job.engine == "diffusette" else f"{job.engine} {job.variant}"
-    return " ".join(word for word in (engine, Path(job.folder or "").name, job.provider, job.memory, size, steps) if word)
+    speed = "" if job.speed == "exact" else job.speed
+    return " ".join(word for word in (engine, Path(job.folder or "").name, job.provider, job.memory, size, steps, speed) if word)

@@ -43,7 +43,8 @@ class Recorder(Components):
         """Run component `name` once; `Components.run`."""
         started = time.perf_counter()
         outputs = self._inner.run(name, feeds, variant)
-        self.calls.append(Call(name, started, time.perf_counter()))
+        self.calls.append(Call(name.partition("/")[0], started, time.perf_counter()))
+        self.plan = self._inner.plan  # a leaner one, if memory ran out
         if self.exchanges is not None:
             self.exchanges.append(Exchange(name, dict(feeds), outputs))
         return outputs

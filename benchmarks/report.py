@@ -12,7 +12,7 @@ from types import MappingProxyType
 import msgspec
 
 from ..models.errors import RequestError, ResourceError
-from . import prompts
+from . import plots, profiles, prompts
 from .fidelity import Fidelity
 from .results import Report, Row, Scalar, flat
 
@@ -44,6 +44,7 @@ COLUMNS: tuple[Column, ...] = (
     ("size", "<", lambda cells: "default" if cells["width"] is None else f"{cells['width']}×{cells['height']}"),
     ("steps", ">", _text("steps")),
     ("count", ">", _text("count")),
+    ("speed", "<", _text("speed")),
     ("start s", ">", _number("start_latency", ".2f")),
     ("first s", ">", _number("first_latency", ".3f")),
     ("p50 s", ">", _number("latency_p50", ".3f")),
@@ -69,7 +70,7 @@ _SOMETIMES: tuple[Column, ...] = (
     ("background", ">", _number("judged_background", ".1%")),
 )
 """Shown where some row has it."""
-_ALWAYS = 10
+_ALWAYS = 11
 """Columns before this one are left out of the table where all rows say the same; a line above it tells."""
 
 
@@ -132,6 +133,8 @@ def remarks(report: Report) -> list[str]:
     lines += _judged(report)
     likened = [row.likened.to for row in report.rows if row.likened is not None]
     lines += [f"PSNR to rival: the same prompt and noise, drawn by {to}; 200 stands for equal" for to in dict.fromkeys(likened)]
+    lines += [line for row in report.rows if report.profile for line in profiles.remarks(report.profile, row)]
+    lines += report.advice
     lines += [f"note: {note}" for note in dict.fromkeys(note for row in report.rows for note in row.notes)]
     lines += [f"noisy machine: {reason}" for reason in report.noise.reasons]
     if not report.complete:
@@ -182,7 +185,7 @@ def as_json(report: Report) -> str:
     return msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"
 
 
-FORMS: Mapping[str, Callable[[Report], str]] = MappingProxyType({"json": as_json, "csv": as_csv, "markdown": markdown})
+FORMS: Mapping[str, Callable[[Report], str]] = MappingProxyType({"json": as_json, "csv": as_csv, "markdown": markdown, "plot": plots.svg})
 
 
 def keeper(files: Mapping[str, Path | None]) -> Callable[[Report], None]:

@@ -62,6 +62,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Pictures a request."""
     guidance: float | None = None
     sampler: str = ""
+    speed: str = "exact"
+    family: str = ""
     start_latency: float | None = None
     """From starting the process to the open bundle."""
     import_latency: float | None = None
@@ -128,6 +130,8 @@ class Report(msgspec.Struct, frozen=True):
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...] = ()
     profile: str = ""
+    advice: tuple[str, ...] = ()
+    """Of `--advise`: what suits this machine."""
     complete: bool = False
     """False while it goes on, and for good when it was interrupted."""
     schema: int = SCHEMA
@@ -162,6 +166,8 @@ def row(contender: Contender, warmup: int) -> Row:
         count=job.count,
         guidance=first.guidance if first else job.guidance,
         sampler=first.sampler if first else job.sampler or "",
+        speed=job.speed,
+        family=opened.family if opened else "",
         start_latency=contender.start_latency,
         import_latency=opened.import_latency if opened else None,
         load_latency=opened.load_latency if opened else None,

@@ -33,6 +33,7 @@ class Job(msgspec.Struct, frozen=True):
     steps: int | None = None
     guidance: float | None = None
     sampler: str | None = None
+    speed: str = "exact"
     seed: int = 0
     count: int = 1
     picture: str = ""
@@ -64,6 +65,7 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
     """The one that really runs."""
     memory: str
     threads: int
+    family: str = ""
 
 
 class Drawn(msgspec.Struct, frozen=True, tag=True):
@@ -91,7 +93,7 @@ Event = Opened | Drawn | Failed
 
 def serve(job: Job, tell: Callable[[Event], None]) -> None:
     """Open the bundle of `job` and draw once for each line on stdin, until it is closed."""
-    from ..runtime import machine, pipeline
+    from ..runtime import advice, machine, pipeline
     from ..runtime.request import Request
     from .recorder import recorded
 
@@ -111,7 +113,8 @@ def serve(job: Job, tell: Callable[[Event], None]) -> None:
             target=manifest.target,
             provider=drawer.components.provider.name,
             memory=drawer.components.plan,
-            threads=job.threads or machine.cores(),
+            threads=job.threads or advice.followed(manifest, job.provider, 0)[1] or machine.cores(),
+            family=manifest.family,
         )
     )
     request = Request(
@@ -121,6 +124,7 @@ def serve(job: Job, tell: Callable[[Event], None]) -> None:
         steps=job.steps,
         guidance=job.guidance,
         sampler=job.sampler,
+        speed=job.speed,
         seed=job.seed,
         count=job.count,
     )

@@ -251,7 +251,11 @@ def metadata(file: Path, as_json: bool) -> None:
 @click.option("--threads", default="0", help="One or more numbers.  [default: one a core]")
 @click.option("--size", help="One or more of N or WIDTHxHEIGHT, in pixels.  [default: the model's]")
 @click.option("--steps", help="One or more numbers.  [default: the model's]")
+@click.option("--speed", default="exact", show_default=True, help="One or more of exact, balanced, fast.")
 @click.option("--count", default="1", show_default=True, help="Pictures a request: one or more numbers.")
+@click.option("--profile", type=click.Choice(["mlperf", "procyon"]), help="Steps, guidance and sampler of a published protocol.")
+@click.option("--advise", is_flag=True, help="Find what suits this machine, and keep it for auto.")
+@click.option("--forget", is_flag=True, help="Forget what --advise kept.")
 @click.option("--guidance", type=float)
 @click.option("--sampler")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -265,6 +269,7 @@ def metadata(file: Path, as_json: bool) -> None:
 @click.option("-o", "--output", type=FILE, help="Keep everything in this JSON file, while measuring.")
 @click.option("--csv", type=FILE, help="Keep the rows in this CSV file.")
 @click.option("--markdown", type=FILE, help="Keep the table in this Markdown file.")
+@click.option("--plot", type=FILE, help="Draw latency, memory and fidelity into this SVG file.")
 @click.option("--sheet", type=FILE, help="Put the pictures side by side into this PNG file.")
 @as_json
 def bench(
@@ -279,13 +284,23 @@ def bench(
     csv: Path | None,
     markdown: Path | None,
     sheet: Path | None,
+    plot: Path | None,
     against: str | None,
+    speed: str,
+    advise: bool,
+    forget: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
     """Measure time, memory and fidelity. Where several values may be given, commas part them; all combinations are measured."""
+    from .benchmarks import advise as advising
     from .benchmarks import grid, protocol, report
 
+    if forget:
+        from .runtime.advice import forget as forget_advice
+
+        click.echo(forget_advice() or "there was no advice")
+        return
     settings = grid.Settings(
         models=models or (None,),
         providers=grid.names(provider),
@@ -295,9 +310,10 @@ def bench(
         steps=grid.numbers("steps", steps) if steps else (None,),
         counts=grid.numbers("count", count),
         against=grid.names(against) if against else (),
+        speeds=grid.names(speed),
         **asked,
     )
-    write = report.keeper({"json": output, "csv": csv, "markdown": markdown})
+    write = report.keeper({"json": output, "csv": csv, "markdown": markdown, "plot": plot})
     kept: list[Any] = []
 
     def keep(found: Any) -> None:
@@ -306,7 +322,10 @@ def bench(
 
     try:
         with console.progress() as advance:
-            protocol.run(settings, advance, keep, sheet)
+            if advise:
+                advising.run(settings, advance, keep)
+            else:
+                protocol.run(settings, advance, keep, sheet)
     finally:
         if kept:
             click.echo((report.as_json if as_json else report.text)(kept[0]).rstrip("\n"))

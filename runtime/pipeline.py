@@ -21,6 +21,7 @@ from ..models.families import FAMILIES, Family
 from ..models.manifest import Manifest
 from . import adapters, conditioning, graph_cache, hires, inpaint, machine, pictures, preview, recording, refine, samplers, speed, text, vae
 from .adapters import Adapted
+from .advice import followed
 from .components import PLANS, TILE, Components, choose_plan
 from .denoise import Array, Denoise, combine
 from .drawing import Drawing, Run
@@ -262,7 +263,8 @@ def load(
 ) -> Pipeline:
     """Open the bundle in `folder`, or the demo model, to draw with it.
 
-    `threads` 0 takes one a physical core; optimized graphs of large models are kept in the folder `cache`, "auto" the
+    `threads` 0 takes one a physical core; where `provider` is left open too, both are what `diffusette bench --advise` found
+    best (advice.py). Optimized graphs of large models are kept in the folder `cache`, "auto" the
     system's place for caches, so that the next start is fast; None keeps nothing. With `safety` off,
     the bundle's safety checker, if it has one, does not see the pictures, and the result says so. The bundle `refiner` draws
     the last steps; where memory is `auto`, it and the base are then never open at once.
@@ -273,6 +275,7 @@ def load(
         RequestError: an unknown memory plan.
     """
     bundle = open_bundle(DEMO if folder is None else Path(folder))
+    provider, threads = followed(bundle.manifest, provider, threads)
     chosen = resolve(provider, bundle.manifest.target)
     plan, note = choose_plan(memory, bundle)
     folder_of_cache, homeless = _cache(cache, bundle)
