@@ -81,9 +81,8 @@ def norm(silu=True, sum_=None, channels=16, groups=4):
     model = small(nodes, inputs, outputs, weights | {"g": 1 + normal(channels), "b": normal(channels), "axes": np.array([2, 3])}, opset=21)
     model.graph.opset_imports["com.microsoft"] = 1
     feeds = {"x": normal(2, channels, 5, 7)} | ({"t": normal(2, channels)} if sum_ == "vector" else {})
-    for node in model.graph:  # what torch's trace knows and onnx's inference does not
-        if node.outputs[0].shape is None or (len(node.outputs[0].shape) == 4 and node.outputs[0].name != "t4"):
-            node.outputs[0].shape = model.graph.inputs[0].shape
+    for node in model.graph:  # what torch's trace knows
+        node.outputs[0].shape = ir.Shape(["n", channels, 1, 1]) if node.outputs[0].name == "t4" else model.graph.inputs[0].shape
     return model, feeds
 
 

@@ -26,7 +26,9 @@ INT8 = 0.8
 
 
 def export(work: Path) -> None:
+    (work / "openvino").mkdir(exist_ok=True)
     for name in plan.CASES:
+        (work / name).mkdir(exist_ok=True)
         export_folder(plan.source(work, name), work / name / "portable", Options("portable", "fp32", force=True))
     export_folder(plan.source(work, "demo"), work / "openvino/int8", Options("openvino", "int8", force=True))
     export_folder(plan.source(work, "demo"), work / "openvino/fp32", Options("openvino", "fp32", force=True))
