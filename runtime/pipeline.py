@@ -25,6 +25,7 @@ from .advice import followed
 from .components import PLANS, TILE, Components, choose_plan
 from .denoise import Array, Denoise, combine
 from .drawing import Drawing, Run
+from .failures import scarce
 from .inpaint import Scene
 from .providers import resolve
 from .request import TINY_DECODER, Fields, Job, Request, settle
@@ -91,10 +92,11 @@ class Pipeline:
         started, before = time.perf_counter(), self._seconds()
         notes: list[str] = []
         drawn: list[Picture] = []
-        for event in self.steps(request, notes):
-            seen(event)
-            if isinstance(event, Picture):
-                drawn.append(event)
+        with scarce("drawing"):
+            for event in self.steps(request, notes):
+                seen(event)
+                if isinstance(event, Picture):
+                    drawn.append(event)
         timings = {name: seconds - before.get(name, 0.0) for name, seconds in self._seconds().items()}
         return Result(
             pictures=tuple(drawn),
