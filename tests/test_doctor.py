@@ -10,7 +10,7 @@ import msgspec
 import psutil
 import pytest
 
-from diffusette.runtime import doctor, machine, providers
+from diffusette.runtime import doctor, graph_cache, machine, providers
 
 
 def test_the_report_is_true_of_this_machine(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_the_report_is_true_of_this_machine(tmp_path: Path) -> None:
     assert found.onnxruntime == providers.distributions()
     assert found.providers["cpu"].available
     assert found.providers["cpu"].missing == ""
-    assert found.cache == doctor.Cache(str(tmp_path / "cache"), True)
+    assert found.cache == doctor.Cache(str(tmp_path / "cache"), writable=True, megabytes=0)
     assert found.telemetry is False
     for name, state in found.providers.items():
         assert state.available == (providers.why_missing(providers.TABLE[name]) == "")
@@ -30,6 +30,17 @@ def test_the_report_is_true_of_this_machine(tmp_path: Path) -> None:
 def test_the_report_becomes_json(tmp_path: Path) -> None:
     found = doctor.report(tmp_path)
     assert msgspec.json.decode(msgspec.json.encode(found), type=doctor.Doctor) == found
+
+
+def test_what_the_cache_takes_is_told(tmp_path: Path) -> None:
+    def make(copy: Path) -> None:
+        with copy.open("wb") as file:
+            file.truncate(5 << 20)
+
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/model.onnx").touch()
+    assert graph_cache.get(tmp_path / "cache", tmp_path / "bundle/model.onnx", (), make)[0] is not None
+    assert doctor.report(tmp_path / "cache").cache.megabytes == 5
 
 
 def test_a_cache_that_cannot_be_written_is_a_problem_with_its_cure(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from diffusette.models import onnx_file, onnx_weights
 from diffusette.models.errors import BundleError, ProviderError, ResourceError
 from diffusette.models.manifest import Tensor
-from diffusette.runtime import providers
+from diffusette.runtime import machine, providers
 from diffusette.runtime import session as sessions
 from diffusette.runtime.failures import Cancelled, mapped
 from diffusette.runtime.providers import TABLE
@@ -246,9 +246,16 @@ def test_feeds_that_cannot_change_are_placed_once_where_memory_is_elsewhere(tmp_
     x = X.copy()
     x.flags.writeable = False
     assert np.array_equal(session.run({"x": x})["z"], Z)
-    held = session._held["x"][1]
-    assert np.array_equal(session.run({"x": x})["z"], Z)
-    assert session._held["x"][1] is held
+    held = session._held["x"][0][1]
+    for same in (x, np.broadcast_to(x, (2, 8)), x[:]):
+        assert np.array_equal(session.run({"x": same})["z"], Z)
+        assert [value for _, value in session._held["x"]] == [held]
+    assert np.array_equal(session.run({"x": x[::-1]})["z"], Z[::-1])  # another view of the same memory
+    for number in range(10):  # a prompt and its negative take turns; what is over goes
+        other = np.full((2, 8), number, np.float32)
+        other.flags.writeable = False
+        assert np.array_equal(session.run({"x": other})["z"], 8.0 * number + np.broadcast_to(np.arange(8), (2, 8)))
+        assert len(session._held["x"]) <= sessions._HELD
     with pytest.raises(BundleError, match="onnxruntime refuses"):
         session.run({"x": x[:, :3]})
 
@@ -324,6 +331,43 @@ def test_settings_are_what_each_provider_documents() -> None:
         assert settings.enable_mem_pattern is pattern
         assert settings.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
         assert settings.intra_op_num_threads == 3
+
+
+def test_the_largest_eight_bit_numbers_are_summed_exactly(tmp_path: Path) -> None:
+    weight = np.full((64, 64), 127, np.int8)
+    nodes = [helper.make_node("MatMulInteger", ["x", "w"], ["i"]), helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT)]
+    inputs, outputs = {"x": (TensorProto.UINT8, ["n", 64])}, {"y": (TensorProto.FLOAT, ["n", 64])}
+    path = small_graphs.save(small_graphs.model(nodes, inputs, outputs, {"w": weight}), tmp_path / "model.onnx")
+    for options in (SessionOptions(), SessionOptions(prepack=False, fold=False)):
+        found = open_session(path, CPU, options).run({"x": np.full((3, 64), 255, np.uint8)})["y"]
+        assert np.array_equal(found, np.full((3, 64), 255 * 127 * 64))  # a processor without VNNI would clamp pairs at 32767
+
+
+def test_sums_are_made_exact_in_the_slow_way_only_where_they_would_not_be() -> None:
+    settings = sessions._settings(providers.onnxruntime(), CPU, SessionOptions())
+    if machine.saturates():
+        assert settings.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="does not have configuration with key"):
+            settings.get_session_config_entry("session.x64quantprecision")
+
+
+def half(path: Path) -> Path:
+    """x (1, 16, h, w) → a convolution with 16-bit weights, which are widened in the graph."""
+    nodes = [
+        helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["x", "wide"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    weights = {"w": np.random.default_rng(3).standard_normal((16, 16, 3, 3)).astype(np.float16)}
+    shape = (TensorProto.FLOAT, [1, 16, "h", "w"])
+    return small_graphs.save(small_graphs.model(nodes, {"x": shape}, {"y": shape}, weights), path, external=True)
+
+
+def test_weights_that_are_left_as_they_are_give_the_same_numbers(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 16, 9, 7), np.float32)
+    for path in (half(tmp_path / "half.onnx"), small_graphs.convolution(tmp_path / "model.onnx")):
+        folded, lean = (open_session(path, CPU, one).run({"x": x})["y"] for one in (SessionOptions(), SessionOptions(fold=False)))
+        assert np.allclose(folded, lean, rtol=1e-5, atol=1e-5)
 
 
 def test_a_provider_that_is_asked_for_and_does_not_run_is_an_error(tmp_path: Path) -> None:
