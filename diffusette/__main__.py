@@ -142,7 +142,13 @@ def generate(
 @click.option("--target", default="cpu", show_default=True, type=click.Choice(["cpu", "openvino", "cuda", "directml", "portable"]))
 @click.option(
     "--precision",
-    help="fp32, fp16 or int8; or COMPONENT=PRECISION,…  [default: int8; cuda, directml: fp16; portable: fp32]",
+    help="fp32, fp16, int8 or int4; or COMPONENT=PRECISION,…  [default: int8; cuda, directml: fp16; portable: fp32]",
+)
+@click.option(
+    "--min-snr",
+    type=click.FloatRange(min=0),
+    metavar="DB",
+    help="How close the U-Net has to come to float: layers get more bits until it does.  [default: int4: 18, int8: 24, fp16: 45]",
 )
 @click.option("--prompts", type=FILE, help="Text file, a prompt a line: what int8 is calibrated on.")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="Merge a LoRA (safetensors); may be given several times.")
@@ -155,6 +161,7 @@ def export(
     revision: str | None,
     target: Any,
     precision: str | None,
+    min_snr: float | None,
     prompts: Path | None,
     loras: tuple[str, ...],
     tiny_vae: Path | None,
@@ -163,7 +170,8 @@ def export(
 ) -> None:
     """Turn the Stable Diffusion model SOURCE into the bundle DESTINATION.
 
-    SOURCE is a diffusers folder, a safetensors checkpoint, or OWNER/NAME of a model on the Hugging Face hub.
+    SOURCE is a diffusers folder, a safetensors checkpoint, a folder of ONNX graphs as optimum writes it, or OWNER/NAME of a model on
+    the Hugging Face hub.
     """
     try:
         from .export import export as exporting
@@ -176,6 +184,7 @@ def export(
     options = exporting.Options(
         target=target,
         precision=exporting.precision_of(precision, target),
+        min_snr=min_snr,
         prompts=files.lines(prompts) if prompts else (),
         loras=tuple(Lora(*files.lora_of(text)) for text in loras),
         revision=revision,
@@ -189,8 +198,9 @@ def export(
     if as_json:
         _print_json(console.plain(report))
         return
+    reference = "torch" if report.manifest.source.reference == "torch" else "the source's graphs"
     for name, component in report.manifest.components.items():
-        console.say(f"{name}: {component.precision}, {component.parity_db:.1f} dB against torch")
+        console.say(f"{name}: {component.precision}, {component.parity_db:.1f} dB against {reference}")
     click.echo(destination)
 
 

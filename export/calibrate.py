@@ -5,6 +5,7 @@ The one module of the export that knows the runtime.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.providers import resolve
 from ..runtime.request import Request
 from ..runtime.session import Session, SessionOptions, open_session
+from .pieces import Pieces
 
 Feeds = Mapping[str, NDArray[Any]]
 PROMPTS = (
@@ -41,16 +43,26 @@ LARGE = 1_000_000_000
 
 
 class Recording(Components):
-    """Components that remember what they were given."""
+    """Components that remember what they were given; large ones run piece by piece."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.recorded: dict[str, list[Feeds]] = {}
+        folders = {name: self.bundle.path(component.graph).parent for name, component in self.bundle.manifest.components.items()}
+        self._pieces = {name: Pieces(folder, open_graph) for name, folder in folders.items() if size(folder) >= LARGE}
 
     def run(self, name: str, feeds: Feeds, variant: Variant | None = None) -> dict[str, NDArray[Any]]:
         """Runs component `name`, and keeps `feeds`."""
         self.recorded.setdefault(name, []).append({key: np.array(value) for key, value in feeds.items()})
+        if name in self._pieces:
+            self._close()
+            return self._pieces[name].run(self.recorded[name][-1])
         return super().run(name, feeds, variant)
+
+
+def size(folder: Path) -> int:
+    """Bytes of the files in `folder`."""
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def open_graph(graph: Path, *, lean: bool | None = None) -> Session:
@@ -74,6 +86,12 @@ def read_lora(
     return {(place.component, place.module): change.delta for place, change in changes.items()}
 
 
+def give_memory_back() -> None:
+    """Returns to the system what was freed: tracing leaves much of that."""
+    gc.collect()
+    machine.give_memory_back()
+
+
 def free_memory() -> int | None:
     """Bytes of memory that could be taken now; None where the system does not say."""
     found = machine.memory()
@@ -85,11 +103,10 @@ def record(folder: Path, prompts: Sequence[str] = (), seed: int = 0) -> dict[str
     of the guidance, for the task that the model is for. The same arguments give the same inputs.
     """
     bundle = open_bundle(folder)
-    weight = sum(file.size for name, file in bundle.manifest.files.items() if name.startswith("unet/"))
-    large = weight > LARGE
+    large = size(folder / "unet") >= LARGE
     recording = Recording(bundle, resolve("cpu"), "streamed" if large else "resident", SessionOptions())
     defaults, step = bundle.manifest.defaults, 8 * bundle.manifest.latent.downscale
-    width, height = (max(step, size // 2 // step * step) if large else size for size in (defaults.width, defaults.height))
+    width, height = (max(step, side // 2 // step * step) if large else side for side in (defaults.width, defaults.height))
     with Pipeline(bundle, recording) as pipeline:
         for number, prompt in enumerate((prompts or PROMPTS)[: 2 if large else None]):
             request = Request(prompt, seed=seed + number, width=width, height=height, steps=min(STEPS, defaults.steps))
@@ -102,9 +119,9 @@ def record(folder: Path, prompts: Sequence[str] = (), seed: int = 0) -> dict[str
             if "vae_encoder" in recording:
                 recording.run("vae_encoder", {"sample": pictures.to_array(drawn)})
             if "safety_checker" in recording:
-                size = bundle.manifest.components["safety_checker"].inputs["clip_input"].shape[-1]
-                assert isinstance(size, int)
-                recording.run("safety_checker", {"clip_input": pictures.to_array(drawn.resize((size, size))) / CLIP_DEVIATION})
+                side = bundle.manifest.components["safety_checker"].inputs["clip_input"].shape[-1]
+                assert isinstance(side, int)
+                recording.run("safety_checker", {"clip_input": pictures.to_array(drawn.resize((side, side))) / CLIP_DEVIATION})
     if "tiny_decoder" in recording:
         recording.recorded["tiny_decoder"] = recording.recorded["vae_decoder"]
     return {name: _spread(feeds, KEPT.get(name, 8)) for name, feeds in recording.recorded.items()}

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,18 +16,16 @@ import msgspec
 from ..models import manifest
 from ..models.errors import RequestError, ResourceError
 from ..models.manifest import Precision, Target
-from . import assemble, calibrate, components, graph, merge, parity, reference, report, write
-from .calibrate import open_graph
-from .component import LARGE
+from . import assemble, calibrate, parity, report, write
+from .floats import bytes_of, floats_of
 from .lower import Lowered, lower
 from .merge import Lora
-from .origin import Origin, locate, open_source
-from .pieces import Pieces, sweep
+from .origin import locate, open_source
+from .pieces import sweep
 from .publish import Stage, refuse_existing, staged
 from .quantize import Row
 from .source import Source
-from .targets import PRECISIONS, TARGETS
-from .trace import trace
+from .targets import PRECISIONS
 
 Progress = Callable[[str, float], None]
 """(what is done now, fraction of the whole that is done)"""
@@ -89,53 +83,23 @@ def export_folder(
     for lora in options.loras:
         if not lora.path.is_file():
             raise RequestError(f"{lora.path}: no such file; expected a LoRA in safetensors")
+        if opened.graphs is not None:
+            raise RequestError(f"--lora: {opened.path} has graphs and no weights to merge {lora.path.name} into; give it when drawing")
     options = options if options.prompts else replace(options, prompts=_prompts(opened))
     precisions = _precisions(opened, options)
     if destination.absolute().parent.is_dir():
         _check_room(opened, destination, precisions)
     with staged(destination, _key(opened, options), force=options.force) as stage:
         floats = stage.work / "float"
-        records: dict[str, manifest.Component] = {}
-        names = opened.components
-        for place, name in enumerate(names):
-            progress(f"{name}: tracing", place / len(names))
-            record = stage.recall(name)
-            if record is None:
-                record = msgspec.to_builtins(_export_apart(origin, opened, name, floats / name, options))
-                stage.remember(name, record)
-            records[name] = msgspec.convert(record, manifest.Component)
+        records = floats_of(stage, origin, opened, options.target, options.loras, progress)
         made = assemble.prepare(opened, floats, records, options.target, [f"{lora.path.stem}:{lora.weight:g}" for lora in options.loras])
         lowered = _lower(stage, made, precisions, options, progress)
         progress("publishing", 1.0)
         sweep(stage.folder)
         report.write_to(stage.bundle, floats, made, lowered)
-        made = assemble.assemble(stage.bundle, floats, made)
-    warnings = [*assemble.warnings(opened), *(one.note for one in lowered.values() if one.note)]
+        made, notes = assemble.assemble(stage.bundle, floats, made)
+    warnings = [*assemble.warnings(opened), *notes, *(one.note for one in lowered.values() if one.note)]
     return Report(destination, made, tuple(warnings), {name: one.rows for name, one in lowered.items()})
-
-
-def _export_apart(origin: Origin, source: Source, name: str, destination: Path, options: Options) -> manifest.Component:
-    """`export_float`, for a large component in a process of its own, so that its memory is given back whole."""
-    size = _bytes(source, name)
-    if size < LARGE:
-        return export_float(source, name, destination, options.target, options.loras)
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(_export_again, origin, name, destination, options.target, options.loras).result()
-    except BrokenProcessPool as error:
-        raise ResourceError(
-            f"{name}: the process that exported it was killed, most likely for lack of memory: close other programs and run it again"
-        ) from error
-
-
-def _export_again(origin: Origin, name: str, destination: Path, target: Target, loras: Sequence[Lora]) -> manifest.Component:
-    return export_float(open_source(origin), name, destination, target, loras)
-
-
-def _bytes(source: Source, name: str) -> int:
-    """What the weights of a component take in float32."""
-    shapes = source.weights("vae" if name.startswith("vae") else name).shapes
-    return 4 * sum(math.prod(shape) for shape in shapes.values())
 
 
 def _check_room(source: Source, destination: Path, precisions: Mapping[str, Precision]) -> None:
@@ -144,7 +108,7 @@ def _check_room(source: Source, destination: Path, precisions: Mapping[str, Prec
     Raises:
         ResourceError: less free disk or memory than the export takes at its peak.
     """
-    sizes = {name: _bytes(source, name) for name in precisions}
+    sizes = {name: bytes_of(source, name) for name in precisions}
     lowered = [size for name, size in sizes.items() if precisions[name] != "fp32"]
     disk = sum(sizes.values()) + sum(size // 2 for size in lowered) + max(lowered, default=0)  # the last is the graph that is observed
     free = shutil.disk_usage(destination.absolute().parent).free
@@ -156,21 +120,6 @@ def _check_room(source: Source, destination: Path, precisions: Mapping[str, Prec
     memory, wanted = calibrate.free_memory(), 600_000_000 + min(max(sizes.values()) // 4, 2_000_000_000)
     if memory is not None and memory < wanted:
         raise ResourceError(f"{memory >> 20} MiB of memory are free, but this export takes about {wanted >> 20} MiB: close other programs")
-
-
-def export_float(source: Source, name: str, folder: Path, target: Target, loras: Sequence[Lora] = ()) -> manifest.Component:
-    """Writes the component `name` in float32 into `folder`, once it agrees with torch."""
-    component = merge.merge(components.build(source, name), source, loras)
-    model = graph.apply(trace(component), TARGETS[target])
-    write.save(model, folder)
-    feeds = parity.cases(component)
-    with reference.loaded(component):
-        expected = parity.references(component, feeds)
-    found = parity.compare(Pieces(folder, open_graph), feeds, expected)
-    parity.require(name, "fp32", found, parity.BARS["fp32"])
-    ports = {port.name: manifest.Tensor(port.dtype, port.shape) for port in component.inputs}
-    given = {port.name: manifest.Tensor(port.dtype, port.shape) for port in component.outputs}
-    return manifest.Component(f"{name}/{write.GRAPH}", "fp32", ports, given, found.db)
 
 
 def _lower(

@@ -54,8 +54,9 @@ def cases(component: Component) -> list[Feeds]:
         return [examples(component, size, 1, 0, 0.0, seed=1) for size in ((8, 8), (12, 17))]
     if component.name == "safety_checker":
         return [examples(component, (0, 0), batch, 0, 0.0, seed=batch) for batch in (1, 2)]
-    settings = ((1, (16, 16), 999.0), (2, (16, 16), 500.0), (1, (19, 13), 250.0), (1, (16, 24), 1.0))
-    return [examples(component, size, batch, 16, step, seed=int(step)) for batch, size, step in settings]
+    settings = (((16, 16), (999.0, 250.0)), ((19, 13), (500.0,)), ((12, 24), (1.0, 750.0)))
+    feeds = [examples(component, size, len(steps), 16, 0.0, seed=int(steps[0])) for size, steps in settings]
+    return [feed | {"timestep": np.array(steps, np.float32)} for feed, (_, steps) in zip(feeds, settings, strict=True)]
 
 
 def references(component: Component, feeds: Iterable[Feeds]) -> list[dict[str, NDArray[np.float32]]]:

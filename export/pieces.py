@@ -22,7 +22,7 @@ Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 Values = dict[str, Array]
 _NONE: Feeds = MappingProxyType({})
-PIECE = 256_000_000
+PIECE = 128_000_000
 """Bytes of weights in a piece, but for a layer that is larger by itself."""
 DELTA = "_delta"
 """What the input is called that is added to a nudged tensor, after the tensor's name."""

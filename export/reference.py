@@ -11,18 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .component import LARGE, Component
+from .component import Component
 
 Feeds = dict[str, NDArray[Any]]
+SMALL = 100_000_000
+"""Bytes of weights up to which they are all loaded at once."""
 
 
 @contextmanager
 def loaded(component: Component, *, by_layer: bool = False) -> Generator[None]:
     """The module with its weights in float32, the reference that exported graphs are compared with.
 
-    Where it is large, or with `by_layer`, each layer's weights are read when the layer is called, and dropped after it.
+    Where it is not small, or with `by_layer`, each layer's weights are read when the layer is called, and dropped after it.
     """
-    if component.bytes < LARGE and not by_layer:
+    if component.bytes < SMALL and not by_layer:
         load(component)
         yield
         return

@@ -1,12 +1,15 @@
 """Weights of a graph with something added to them: what LoRAs need to know of how a bundle stores a layer.
 
-The contract with export. A layer that a state dict calls `NAME` is stored in one of two forms:
+The contract with export. A layer that a state dict calls `NAME` is stored in one of three forms:
 
 | initializer | dtype | shape |
 |---|---|---|
 | `NAME.weight` | float32 or float16 | Conv: (out, in, height, width); Linear: (in, out) |
 | `NAME.weight_quantized` | int8 | likewise |
 | `NAME.weight_scale` | float32 | (out,): real = quantized × scale |
+| `NAME.weight_int4` | uint8 | (out, in / 32, 16), two weights to a byte, with `NAME.weight_int4_scale` (out, in / 32) |
+
+The last cannot be added to: its steps are larger than what a LoRA changes, which rounding would take away again.
 
 A Linear's weight is transposed, ready for MatMul; so is that of a 1×1 Conv that was made one. Token and position embeddings
 are (rows, width) and no layers here. Beside these there may be
@@ -39,6 +42,7 @@ Array = NDArray[Any]
 Real = NDArray[np.float32]
 Initializers = Mapping[str, Initializer]
 _FORMS = (".weight", ".weight_quantized")
+_FOUR_BITS = ".weight_int4"
 _REAL = frozenset({"float32", "float16"})
 
 
@@ -50,11 +54,21 @@ def modules(initializers: Initializers) -> set[str]:
         for form in _FORMS
         if name.endswith(form) and len(tensor.shape) in {2, 4} and tensor.dtype in ({"int8"} if form == _FORMS[1] else _REAL)
     }
+    found |= {name.removesuffix(_FOUR_BITS) for name in initializers if name.endswith(_FOUR_BITS)}
     return {name for name in found if not name.endswith("_embedding")}
 
 
 def shape_of(initializers: Initializers, module: str) -> tuple[int, ...]:
-    """The shape of the weight of `module` as torch has it: (out, in) or (out, in, height, width)."""
+    """The shape of the weight of `module` as torch has it: (out, in) or (out, in, height, width).
+
+    Raises:
+        RequestError: it is stored in 4 bit.
+    """
+    if module + _FOUR_BITS in initializers:
+        raise RequestError(
+            f"{module} is stored in 4 bit, whose steps are larger than what a LoRA changes: "
+            "merge the LoRA when exporting (`diffusette export --lora`), or use a bundle in int8"
+        )
     shape = _weight(initializers, module).shape
     return shape[::-1] if len(shape) == 2 else shape
 

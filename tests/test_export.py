@@ -165,7 +165,7 @@ def test_weights_read_layer_by_layer_give_what_weights_read_at_once_give(folder)
 
 def test_the_same_source_gives_the_same_bytes(folder, tmp_path, exported):
     opened = source.open_folder(folder)
-    from diffusette.export.export import export_float  # used here alone
+    from diffusette.export.floats import export_float  # used here alone
 
     export_float(opened, "vae_encoder", tmp_path / "again", "cpu")
     assert write.fingerprint(tmp_path / "again/model.onnx") == exported[0].manifest.files["vae_encoder/model.onnx"]

@@ -1,0 +1,109 @@
+"""The float graphs of a bundle: each component traced, rewritten for its target, written, and compared with torch."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..models import manifest
+from ..models.errors import ResourceError
+from ..models.manifest import Target
+from . import calibrate, components, graph, graph_folder, merge, parity, reference, write
+from .calibrate import open_graph
+from .component import LARGE
+from .merge import Lora
+from .origin import Origin, open_source
+from .pieces import Pieces
+from .publish import Stage
+from .source import Source
+from .targets import TARGETS
+from .trace import trace
+
+
+def floats_of(
+    stage: Stage, origin: Origin, source: Source, target: Target, loras: Sequence[Lora], progress: Callable[[str, float], None]
+) -> dict[str, manifest.Component]:
+    """Every component of `source` in float32, each a stage of its own; large ones in processes of their own, one after the other, so that
+    their memory is given back whole, and small ones here meanwhile.
+
+    Raises:
+        ResourceError: a process was killed.
+        NumericalError: a component does not agree with torch.
+    """
+    records: dict[str, Any] = {name: stage.recall(name) for name in source.components}
+    left = [name for name, record in records.items() if record is None]
+    large = sorted((name for name in left if bytes_of(source, name) >= LARGE), key=lambda name: -bytes_of(source, name))
+
+    def finished(name: str, component: manifest.Component) -> None:
+        records[name] = msgspec.to_builtins(component)
+        stage.remember(name, records[name])
+        progress(f"{name}: done", sum(record is not None for record in records.values()) / len(records) / 2)
+
+    with _pool() as pool:
+        running = {pool.submit(_export_again, origin, name, stage.work / "float" / name, target, loras): name for name in large}
+        for name in left:
+            progress(f"{name}: tracing", (len(records) - len(left)) / len(records) / 2)
+            if name not in large:
+                finished(name, export_float(source, name, stage.work / "float" / name, target, loras))
+        for future in as_completed(running):
+            try:
+                finished(running[future], future.result())
+            except BrokenProcessPool as error:
+                raise ResourceError(
+                    f"{running[future]}: the process that exported it was killed, most likely for lack of memory: "
+                    "close other programs and run it again"
+                ) from error
+    return {name: msgspec.convert(record, manifest.Component) for name, record in records.items()}
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),), max_tasks_per_child=1)
+
+
+def _end_with(parent: int) -> None:
+    """Has the system end this process with its parent (Linux): one that is killed must leave nobody behind who goes on writing."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _export_again(origin: Origin, name: str, destination: Path, target: Target, loras: Sequence[Lora]) -> manifest.Component:
+    return export_float(open_source(origin), name, destination, target, loras)
+
+
+def export_float(source: Source, name: str, folder: Path, target: Target, loras: Sequence[Lora] = ()) -> manifest.Component:
+    """Writes the component `name` in float32 into `folder`, once it agrees with torch, or with the graph that the source has."""
+    if source.graphs is not None and name in source.graphs.components:
+        return graph_folder.export(source, name, folder, target)
+    component = merge.merge(components.build(source, name), source, loras)
+    model = graph.apply(trace(component), TARGETS[target])
+    write.save(model, folder)
+    del model
+    calibrate.give_memory_back()
+    feeds = parity.cases(component)
+    with reference.loaded(component):
+        expected = parity.references(component, feeds)
+    found = parity.compare(Pieces(folder, open_graph), feeds, expected)
+    parity.require(name, "fp32", found, parity.BARS["fp32"])
+    ports = {port.name: manifest.Tensor(port.dtype, port.shape) for port in component.inputs}
+    given = {port.name: manifest.Tensor(port.dtype, port.shape) for port in component.outputs}
+    return manifest.Component(f"{name}/{write.GRAPH}", "fp32", ports, given, found.db)
+
+
+def bytes_of(source: Source, name: str) -> int:
+    """What the weights of a component take in float32."""
+    shapes = source.weights("vae" if name.startswith("vae") else name).shapes
+    return 4 * sum(math.prod(shape) for shape in shapes.values())
