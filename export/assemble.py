@@ -11,7 +11,7 @@ import msgspec
 
 from ..models import families, manifest, noise_config
 from ..models.manifest import Target
-from . import extras, fused, vocabulary, write
+from . import extras, fused, reuse, vocabulary, write
 from .source import LICENCES, Source
 
 
@@ -68,8 +68,11 @@ def _sealed(made: manifest.Manifest, folder: Path) -> manifest.Manifest:
     return made
 
 
-def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> manifest.Manifest:
-    """Moves into the bundle what is not there in another precision, and seals it."""
+def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> tuple[manifest.Manifest, list[str]]:
+    """Moves into the bundle what is not there in another precision, cuts the U-Net for less work, and seals it.
+
+    Gives the manifest, and what could not be done.
+    """
     for path in sorted(path for path in floats.rglob("*") if path.is_file()):
         inside = path.relative_to(floats)
         component = made.components.get(inside.parts[0])
@@ -77,9 +80,12 @@ def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> manifest.Ma
         if not lowered and inside != Path(manifest.FILE_NAME):
             (bundle / inside).parent.mkdir(parents=True, exist_ok=True)
             path.replace(bundle / inside)
+    unet, note = reuse.add(bundle / "unet", made.components["unet"])
+    made = msgspec.structs.replace(made, components={**made.components, "unet": unet})
     for name in made.components:
-        fused.release(bundle / name / write.GRAPH)
-    return _sealed(made, bundle)
+        for graph in (bundle / name).glob("*.onnx"):
+            fused.release(graph)
+    return _sealed(made, bundle), [note] if note else []
 
 
 def warnings(source: Source) -> list[str]:
