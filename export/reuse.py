@@ -46,14 +46,15 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
     source = folder / write.GRAPH
     made: dict[str, Callable[[ir.Model], ir.Model]] = {"full": full, "shallow": shallow}
     names = {name: folder / f"{name}.onnx" for name in made}
-    grid = None
+    grid, deep = None, list[str]()
     for name, cut in made.items():
         model = _load(source)
-        if cut_at(model) is None:
+        join = cut_at(model)
+        if join is None:
             return component, "no place to cut the graph was found: pictures cannot be drawn with less work"
-        grid = stride_tokens(model)
+        grid, deep = stride_tokens(model), _deep_shape(join)
         write.save_beside(cut(model), names[name])
-    found, ports = _agreement(source, names, component, strided=grid is not None)
+    found, ports = _agreement(source, names, component, deep, strided=grid is not None)
     if found < BAR:
         for path in names.values():
             path.unlink()
@@ -62,34 +63,42 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
     return msgspec.structs.replace(component, graphs=graphs), ""
 
 
-def _agreement(
-    source: Path, paths: dict[str, Path], component: Component, *, strided: bool
-) -> tuple[float, dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]]:
-    """The worst SNR of the outputs in dB, and the inputs and outputs of each graph."""
+_Ports = dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]
+
+
+def _agreement(source: Path, paths: dict[str, Path], component: Component, deep: list[str], *, strided: bool) -> tuple[float, _Ports]:
+    """The worst SNR of the outputs in dB, and the inputs and outputs of each graph; `deep` are the dimensions of what lies between."""
     rng = np.random.default_rng(0)
     feeds: dict[str, NDArray[Any]] = {}
     for name, tensor in component.inputs.items():
         shape = [size if isinstance(size, int) else _SIZES.get(size, 1) for size in tensor.shape]
-        feeds[name] = np.asarray(500 * np.ones(shape) if name == "timestep" else rng.standard_normal(shape), tensor.dtype)
-    session = open_graph(source)
-    expected = session.run(feeds)
-    session.close()
+        feeds[name] = np.asarray(np.full(shape, 500) if name == "timestep" else rng.standard_normal(shape), tensor.dtype)
+    expected = _run(source, feeds)
     extra = {STRIDE: np.ones(2, np.int64)} if strided else {}
-    session = open_graph(paths["full"])
-    outputs = session.run(feeds | extra)
-    session.close()
-    session = open_graph(paths["shallow"])
-    again = session.run(feeds | extra | {DEEP: outputs[DEEP]})
-    session.close()
+    outputs = _run(paths["full"], feeds | extra)
+    again = _run(paths["shallow"], feeds | extra | {DEEP: outputs[DEEP]})
     worst = min(parity.snr(value, other[name]) for name, value in expected.items() for other in (outputs, again))
     inputs = component.inputs | ({STRIDE: Tensor("int64", (2,))} if strided else {})
-    batch = component.inputs["sample"].shape[0]
-    deep = Tensor("float32", (batch, outputs[DEEP].shape[1], *_FREE[2:]))
-    return worst, {"full": (inputs, component.outputs | {DEEP: deep}), "shallow": (inputs | {DEEP: deep}, component.outputs)}
+    sizes = dict(zip(deep, outputs[DEEP].shape, strict=True))
+    between = Tensor("float32", tuple(sizes[name] if name == "deep_channels" else name for name in deep))
+    return worst, {"full": (inputs, component.outputs | {DEEP: between}), "shallow": (inputs | {DEEP: between}, component.outputs)}
+
+
+def _run(graph: Path, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    session = open_graph(graph)
+    try:
+        return session.run(feeds)
+    finally:
+        session.close()
+
+
+def _deep_shape(join: ir.Node) -> list[str]:
+    """The dimensions of what comes from below, all free; channels are first or last, as the graph has them."""
+    sides = ["deep_height", "deep_width"]
+    return ["batch_size", *(["deep_channels", *sides] if attribute(join, "axis") == 1 else [*sides, "deep_channels"])]
 
 
 _SIZES = {"height": 16, "width": 16, "sequence_length": 8}
-_FREE = ("batch_size", "deep_channels", "deep_height", "deep_width")
 
 
 def _load(graph: Path) -> ir.Model:
@@ -102,7 +111,7 @@ def cut_at(model: ir.Model, depth: int = DEPTH) -> ir.Node | None:
     """The `Concat` that joins what comes from below with what was kept on the way down, `depth` blocks before the end; None if
     the model has no such joins.
     """
-    joins = [node for node in nodes_of(model, "Concat") if attribute(node, "axis") == 1 and len(node.inputs) == 2]
+    joins = [node for node in nodes_of(model, "Concat") if attribute(node, "axis") in {1, 3} and len(node.inputs) == 2]
     joins = [node for node in joins if not any(value is None or value.is_initializer() for value in node.inputs)]
     return joins[-depth] if len(joins) >= depth else None
 
@@ -114,7 +123,7 @@ def full(model: ir.Model, depth: int = DEPTH) -> ir.Model:
     cast_up = ir.node("Cast", [join.inputs[0]], {"to": ir.DataType.FLOAT.value}, name=DEEP)  # for graphs in half precision
     model.graph.insert_before(join, cast_up)
     given = cast_up.outputs[0]
-    given.name, given.type, given.shape = DEEP, ir.TensorType(ir.DataType.FLOAT), ir.Shape(_FREE)
+    given.name, given.type, given.shape = DEEP, ir.TensorType(ir.DataType.FLOAT), ir.Shape(_deep_shape(join))
     model.graph.outputs.append(given)
     return model
 
@@ -124,7 +133,7 @@ def shallow(model: ir.Model, depth: int = DEPTH) -> ir.Model:
     join = cut_at(model, depth)
     assert join is not None
     localize_shapes(model)
-    given = ir.val(DEEP, ir.DataType.FLOAT, _FREE)
+    given = ir.val(DEEP, ir.DataType.FLOAT, _deep_shape(join))
     cast_down = ir.node("CastLike", [given, join.inputs[1]])
     model.graph.insert_before(join, cast_down)
     join.replace_input_with(0, cast_down.outputs[0])
