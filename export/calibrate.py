@@ -33,7 +33,7 @@ PROMPTS = (
     "a rocket launching into space, comic style",
 )
 """Drawn for calibration where nothing else is asked for: subjects, styles and compositions that differ."""
-STEPS = 10
+STEPS, FEW = 10, 4
 KEPT = {"unet": 48, "vae_encoder": 4, "vae_decoder": 6}
 """Recorded calls that are used of each component, evenly spread over steps, prompts and guidance branches."""
 CLIP_DEVIATION = np.float32(0.54)
@@ -98,9 +98,11 @@ def free_memory() -> int | None:
     return None if found is None else found[0]
 
 
-def record(folder: Path, prompts: Sequence[str] = (), seed: int = 0) -> dict[str, list[Feeds]]:
+def record(folder: Path, prompts: Sequence[str] = (), *, few: bool = False, seed: int = 0) -> dict[str, list[Feeds]]:
     """What each component of the float bundle in `folder` is given while `prompts` are drawn: all timesteps, both branches
     of the guidance, for the task that the model is for. The same arguments give the same inputs.
+
+    With `few` (half precision, which has to see only how large numbers get), of a large model one prompt in `FEW` steps.
     """
     bundle = open_bundle(folder)
     large = size(folder / "unet") >= LARGE
@@ -108,8 +110,9 @@ def record(folder: Path, prompts: Sequence[str] = (), seed: int = 0) -> dict[str
     defaults, step = bundle.manifest.defaults, 8 * bundle.manifest.latent.downscale
     width, height = (max(step, side // 2 // step * step) if large else side for side in (defaults.width, defaults.height))
     with Pipeline(bundle, recording) as pipeline:
-        for number, prompt in enumerate((prompts or PROMPTS)[: 2 if large else None]):
-            request = Request(prompt, seed=seed + number, width=width, height=height, steps=min(STEPS, defaults.steps))
+        several, steps = (1, FEW) if large and few else (2 if large else None, STEPS)
+        for number, prompt in enumerate((prompts or PROMPTS)[:several]):
+            request = Request(prompt, seed=seed + number, width=width, height=height, steps=min(steps, defaults.steps))
             picture = _picture(width, height, seed + number)
             if pipeline.family.task != "text":
                 mask = Image.new("L", (width, height), 0)

@@ -130,7 +130,8 @@ def _lower(
     changed = [name for name, precision in precisions.items() if precision != "fp32"]
     if changed and stage.recall("recorded") is None:
         progress("drawing for calibration", 0.5)
-        calibrate.keep(calibrate.record(floats, options.prompts), recorded)
+        few = all(precisions[name] == "fp16" for name in changed)
+        calibrate.keep(calibrate.record(floats, options.prompts, few=few), recorded)
         stage.remember("recorded", {})
     feeds = calibrate.kept(recorded) if changed else {}
     lowered: dict[str, Lowered] = {}

@@ -130,8 +130,8 @@ def to_integers(
     costs = _costs(job, found, rows, feeds)
     if compared.db < bar:
         compared, rows = _promoted(job, before, rows, costs, compared, bar, to_float=form is None)
-    worst = sorted((row for row in rows if row.kind in _INTEGERS), key=lambda row: -costs[row.layer].noise if row.layer in costs else 0)
-    parity.require(name, precision, compared, bar, (row.layer for row in worst[:5]))
+    worst = sorted(costs, key=lambda layer: -costs[layer].noise)
+    parity.require(name, precision, compared, bar, worst[:5])
     if not any(row.kind in _INTEGERS for row in rows):
         precision = "fp16"
     return Lowered(msgspec.structs.replace(made, precision=precision, parity_db=compared.db), _told(rows, costs, before))

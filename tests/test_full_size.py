@@ -11,22 +11,46 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusette.models import manifest
 from tests import full_size
 
 CACHE = Path(__file__).parents[1] / "build" / "full-size"
 pytestmark = pytest.mark.full
 
 
+COMMAND = [sys.executable, "-m", "diffusette"]
+
+
+def export(source: Path, name: str, *options: str) -> tuple[Path, full_size.Run]:
+    bundle = CACHE / name
+    return bundle, full_size.measured([*COMMAND, "export", str(source), str(bundle), "--force", *options])
+
+
+def test_sd15s_size_is_exported_to_plain_onnx_in_little_memory_and_90_seconds() -> None:
+    bundle, run = export(full_size.save(CACHE / "source"), "portable", "--target", "portable")
+    assert run.rss < 1.2e9
+    assert run.anonymous < 0.8e9
+    assert run.seconds < 90
+    assert all(component.parity_db >= 100 for component in manifest.read(bundle).components.values())
+
+
+def test_sdxls_size_is_exported_to_half_precision_in_little_memory() -> None:
+    bundle, run = export(full_size.save_xl(CACHE / "source-xl"), "xl-fp16", "--target", "cuda")
+    assert run.anonymous < 2.5e9
+    assert manifest.read(bundle).components["unet"].precision == "fp16"
+
+
 def test_a_model_of_sd15s_size_is_exported_to_int8_and_draws_a_512_pixel_picture() -> None:
-    source, bundle, picture = full_size.save(CACHE / "source"), CACHE / "int8", CACHE / "picture.png"
-    command = [sys.executable, "-m", "diffusette"]
-    subprocess.run([*command, "export", str(source), str(bundle), "--force"], check=True)
+    bundle, run = export(full_size.save(CACHE / "source"), "int8")
+    assert run.rss < 4e9
+    assert manifest.read(bundle).components["unet"].parity_db >= 24
+    picture = CACHE / "picture.png"
     drawing = ["generate", "a red apple", "--model", str(bundle), "--steps", "2", "--seed", "7", "-o", str(picture), "--json"]
-    done = subprocess.run([*command, *drawing], check=True, capture_output=True, text=True)
+    done = subprocess.run([*COMMAND, *drawing], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout)["provider"] == "cpu"
     pixels = np.asarray(Image.open(picture))
     assert pixels.shape == (512, 512, 3)
     assert pixels.std() > 1
     again = CACHE / "again.png"
-    subprocess.run([*command, *drawing[:-2], str(again)], check=True)
+    subprocess.run([*COMMAND, *drawing[:-2], str(again)], check=True)
     assert again.read_bytes() == picture.read_bytes()
