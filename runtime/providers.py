@@ -70,6 +70,7 @@ TABLE: Mapping[str, Provider] = MappingProxyType(
                         "cudnn_conv_algo_search": "HEURISTIC",  # the exhaustive search takes gigabytes and minutes
                         "cudnn_conv_use_max_workspace": "1",  # off it saves memory, but the fast convolutions need it
                         "prefer_nhwc": "1",  # tensor cores want channels last; saves a transpose around each convolution
+                        "enable_skip_layer_norm_strict_mode": "1",  # sums in float32: in half they cost accuracy layer by layer
                         "use_tf32": "1",  # as many mantissa bits as fp16, which is what the graphs are made for
                     }
                 ),
