@@ -57,6 +57,7 @@ class TextEncoder(nn.Module):
         for layer in model.encoder.layers:
             states.append(x)
             x = layer(x, None, is_causal=True)
+        states.append(x)
         last = model.final_layer_norm(x)
         # Before transformers 4.30 configs said 2 whatever the vocabulary; the end token is then the largest id.
         token: Any = model.config.eos_token_id
@@ -65,16 +66,16 @@ class TextEncoder(nn.Module):
         pooled = torch.gather(last, 1, place)[:, 0]
         if hasattr(self, "text_projection"):
             pooled = self.text_projection(pooled)
-        kept = [states[k] if self.raw else model.final_layer_norm(states[k]) for k in hidden_states(len(states), whole=self.raw)]
+        kept = [states[k] if self.raw else model.final_layer_norm(states[k]) for k in hidden_states(len(states) - 1, whole=self.raw)]
         return last, pooled, *kept
 
 
 def hidden_states(layers: int, *, whole: bool = False) -> range:
-    """Indices of the hidden states given beside the last: layers - 1, layers - 2, …
+    """Indices of the hidden states given beside the last normed one: layers - 1, layers - 2, …
 
-    As many as CLIP skip can go back, or the `whole` of them down to the embeddings (0), which optimum's SDXL pipelines ask for.
+    As many as CLIP skip can go back, or the `whole` of them, from `layers` to the embeddings (0), as optimum's SDXL pipelines ask for.
     """
-    return range(layers - 1, -1 if whole else max(0, layers - 1 - SKIPPED_LAYERS), -1)
+    return range(layers, -1, -1) if whole else range(layers - 1, max(0, layers - 1 - SKIPPED_LAYERS), -1)
 
 
 def _text_encoder(source: Source, name: str) -> Component:
