@@ -139,7 +139,7 @@ class Components:
             oldest = next(one for one in self._open if one[0] == name)
             self._open.pop(oldest).close()
         graph = self.bundle.path(described.graph)
-        weights = variant.weights() if variant else {}
+        weights: Mapping[str, NDArray[Any]] = variant.weights() if variant else {}
         if isinstance(described, Graph):
             there = onnx_file.read(graph).initializers
             weights = {name: array for name, array in weights.items() if name in there}
