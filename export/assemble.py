@@ -11,7 +11,7 @@ import msgspec
 
 from ..models import families, manifest, noise_config
 from ..models.manifest import Target
-from . import extras, fused, reuse, vocabulary, write
+from . import extras, fused, graph_folder, optimum, reuse, vocabulary, write
 from .source import LICENCES, Source
 
 
@@ -22,7 +22,8 @@ def prepare(
     tokenizers: dict[str, manifest.Tokenizer] = {}
     for encoder in source.family.text_encoders:
         name = encoder.replace("text_encoder", "tokenizer")
-        positions = int(source.configs[encoder].get("max_position_embeddings", 77))
+        said = source.configs[encoder].get("max_position_embeddings", 77)
+        positions = int(said) if source.graphs is None else source.graphs.tokenizers[name].length
         tokenizers[name] = vocabulary.convert(source.folder / name, folder / name, positions)
     if "safety_checker" in records:
         size = records["safety_checker"].inputs["clip_input"].shape[-1]
@@ -31,21 +32,22 @@ def prepare(
     for name in LICENCES:
         if source.path.is_dir() and (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / name)
-    made = _described(source, records, tokenizers, target)
+    if target == "portable":
+        optimum.write_layout(source, folder)
+    described = _described if source.graphs is None else graph_folder.described
+    made = msgspec.structs.replace(described(source, records, target), tokenizers=tokenizers, made_by=f"diffusette {version('diffusette')}")
     made = msgspec.structs.replace(made, source=msgspec.structs.replace(made.source, name=" + ".join([source.name, *merged])))
     return _sealed(made, folder)
 
 
-def _described(
-    source: Source, records: Mapping[str, manifest.Component], tokenizers: Mapping[str, manifest.Tokenizer], target: Target
-) -> manifest.Manifest:
+def _described(source: Source, records: Mapping[str, manifest.Component], target: Target) -> manifest.Manifest:
     vae = source.configs["vae"]
     scheduler = source.configs["scheduler"]
     return manifest.Manifest(
         family=source.family.name,
         target=target,
         components=dict(records),
-        tokenizers=dict(tokenizers),
+        tokenizers={},
         noise=noise_config.from_scheduler_config(scheduler, f"{source.path}: scheduler").noise,
         latent=manifest.Latent(
             channels=int(vae["latent_channels"]),
@@ -56,7 +58,6 @@ def _described(
         defaults=families.defaults(source.family, source.configs["unet"], scheduler, source.downscale, source.overrides),
         source=manifest.Source(source.name, source.revision, source.licence),
         files={},
-        made_by=f"diffusette {version('diffusette')}",
     )
 
 
@@ -80,7 +81,9 @@ def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> tuple[manif
         if not lowered and inside != Path(manifest.FILE_NAME):
             (bundle / inside).parent.mkdir(parents=True, exist_ok=True)
             path.replace(bundle / inside)
-    unet, note = reuse.add(bundle / "unet", made.components["unet"])
+    unet, note = made.components["unet"], "graphs of another exporter are not cut: pictures cannot be drawn with less work"
+    if made.source.reference == "torch":
+        unet, note = reuse.add(bundle / "unet", unet)
     made = msgspec.structs.replace(made, components={**made.components, "unet": unet})
     for name in made.components:
         for graph in (bundle / name).glob("*.onnx"):

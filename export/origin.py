@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..models.errors import RequestError
-from . import tiny
+from . import graph_folder, tiny
 from .ldm import open_checkpoint
 from .source import Source, open_folder
 
@@ -17,7 +17,7 @@ class Origin:
     """A model on this disk, and what was asked for to go with it."""
 
     path: Path
-    """A diffusers folder, or a checkpoint in one safetensors file."""
+    """A diffusers folder, one of ONNX graphs, or a checkpoint in one safetensors file."""
     tiny_vae: Path | None = None
     """A tiny autoencoder whose decoder goes into the bundle."""
     name: str | None = None
@@ -53,7 +53,10 @@ def open_source(origin: Origin) -> Source:
         RequestError: a tiny autoencoder that does not belong to it.
     """
     path = origin.path
-    found = open_folder(path) if path.is_dir() or not path.exists() else open_checkpoint(path)
+    if graph_folder.is_folder(path):
+        found = graph_folder.open_graphs(path)
+    else:
+        found = open_folder(path) if path.is_dir() or not path.exists() else open_checkpoint(path)
     if origin.name is not None:
         found = replace(found, name=origin.name, revision=origin.revision)
     return found if origin.tiny_vae is None else tiny.add(found, origin.tiny_vae)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..models import families
 from ..models import weights as safetensors
 from ..models.errors import BundleError
+from ..models.manifest import Manifest
 
 Array = NDArray[np.float32]
 ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -77,11 +78,14 @@ class Source:
     """Files elsewhere that belong to it."""
     notes: tuple[str, ...] = ()
     """What the user should know about it."""
+    graphs: Manifest | None = None
+    """What a folder of graphs says of itself; None where there are weights."""
 
     @property
     def components(self) -> tuple[str, ...]:
         """Components of the bundle, in the order in which they are exported."""
-        return (*self.family.components, *self.extras)
+        has = self.family.components if self.graphs is None else self.graphs.components
+        return (*(name for name in self.family.components if name in has), *self.extras)
 
     @property
     def folder(self) -> Path:

@@ -115,6 +115,8 @@ class Source(_Struct, frozen=True):
     name: str
     revision: str | None = None
     licence: str = "unknown"
+    reference: Literal["torch", "graphs"] = "torch"
+    """What parity was measured against: the source's weights in torch, or, where it has none, its own graphs in ONNX Runtime."""
 
 
 class File(_Struct, frozen=True):
