@@ -301,6 +301,8 @@ def _completed(request: Request, manifest: Manifest, *, refines: bool) -> Reques
         seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
         variation_seed=secrets.randbelow(2**32) if request.variation_seed is None else request.variation_seed,
         strength=strength,
+        timesteps=tuple(map(float, request.timesteps)),
+        sigmas=tuple(map(float, request.sigmas)),
         hires_strength=upscaler.strength if request.hires_strength is None else request.hires_strength,
         hires_upscaler=upscaler.name,
         refiner_start=0.8 if refines and request.refiner_start is None else request.refiner_start,

@@ -41,19 +41,26 @@ def decode(session: Handle, latents: Array, latent: Latent, *, tile: int = 0) ->
         return np.clip(picture, -1.0, 1.0)
 
 
-def encode(session: Handle, picture: Array, latent: Latent, *, tile: int = 0, noise: Array | None = None) -> Array:
-    """The latents of `picture`: the mean of the posterior, or a sample of it where unit `noise` of their shape is given.
+def encode(session: Handle, picture: Array, latent: Latent, *, tile: int = 0) -> Array:
+    """The latents of `picture`: the mean of the posterior.
 
-    In tiles as `decode`.
+    In tiles as `decode`. An encoder of the older diffusers layout gives `latent_sample`, a sample drawn inside the graph, which is then
+    taken as it is: nothing outside decides what is drawn there.
+
+    Raises:
+        NumericalError: there are NaN or Inf in them.
     """
+    sampled = "latent_parameters" not in session.outputs and "latent_sample" in session.outputs
 
     def run(part: Array) -> Array:
-        return session.run({"sample": part})["latent_parameters"]
+        return session.run({"sample": part})["latent_sample" if sampled else "latent_parameters"]
 
     parameters = _in_tiles(run, picture, tile, 1, latent.downscale) if tile else run(picture)
-    mean, log_variance = np.split(parameters, 2, axis=1)
-    if noise is not None:
-        mean = mean + np.exp(0.5 * np.clip(log_variance, -30.0, 20.0)) * noise
+    if not np.isfinite(parameters).all():
+        raise NumericalError(
+            f"the VAE encoder ({session.provider}) gave NaN or Inf: expected latents; export with --precision vae_encoder=fp32"
+        )
+    mean = parameters if sampled else parameters[:, : latent.channels]
     return ((mean - latent.shift) * latent.scaling).astype(np.float32)
 
 
