@@ -39,7 +39,9 @@ class Savings(NamedTuple):
     """What is left out; the default is nothing."""
 
     every: int = 1
-    """Steps from one whole call of the U-Net to the next; a third of all steps at most, so that few steps stay whole."""
+    """Steps from one whole call of the U-Net to the next, where there are enough of them."""
+    least: int = 3
+    """Parts that a picture has at least: few steps stay whole."""
     held: bool = False
     """Whether the negative prompt is asked in those steps alone."""
     strided: bool = False
@@ -49,8 +51,8 @@ class Savings(NamedTuple):
 TABLE: Mapping[Speed, Savings] = MappingProxyType(
     {
         "exact": Savings(),
-        "balanced": Savings(every=2, held=True, strided=True),
-        "fast": Savings(every=5, held=True, strided=True),
+        "balanced": Savings(every=3, least=4, held=True),
+        "fast": Savings(every=5, least=3, held=True, strided=True),
     }
 )
 """Points of the measured Pareto front (benchmarks/speed.md). On the demo model neither loses a point of prompt fidelity, where 1 and 3
@@ -84,7 +86,7 @@ def saving(savings: Savings, session: Handle, noise: Noise, sigmas: Levels, size
     """
     if savings == Savings():
         return Saving(unet(session, noise))
-    segment = segments(sigmas, savings.every)
+    segment = segments(sigmas, savings.every, savings.least)
     held = segment if savings.held else None
     parts = session.parts
     if not parts.keys() >= {FULL, SHALLOW}:
@@ -109,15 +111,15 @@ def notes(speed: Speed, session: Handle) -> tuple[str, ...]:
     return (f"speed {speed}: the bundle has no graphs for less work, so only calls for the negative prompt are saved: export again",)
 
 
-def segments(sigmas: Levels, every: int) -> Segment:
+def segments(sigmas: Levels, every: int, least: int) -> Segment:
     """Parts of `every` steps each, but the last of two and the first of what is left: the number, from 1, of that which a sigma lies in.
 
-    So a whole call is made shortly before the end, which is better than in the very last step: measured. A sampler that looks ahead
+    They are shorter where there would be fewer than `least`. So a whole call is made shortly before the end, which is better than in the very last step: measured. A sampler that looks ahead
     to the next step's sigma (Heun's method) begins that part with it; one that goes back up in noise goes back to an earlier part, and
     so gets fresh values.
     """
     steps = len(sigmas) - 1
-    every = max(1, min(every, steps // 3))
+    every = max(1, min(every, steps // least))
     begins = range(steps) if every == 1 else sorted({0, *range(steps - 2, 0, -every)})
     first = np.asarray(sigmas, np.float64)[list(begins)]
     return lambda sigma: int(np.count_nonzero(first >= sigma * (1.0 - 1e-6)))

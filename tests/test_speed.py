@@ -26,10 +26,10 @@ PROMPT = "red apple on a blue table"
 X = np.ones((1, 4, 8, 8), np.float32)
 
 
-def begun(steps: int, every: int) -> list[int]:
+def begun(steps: int, every: int, least: int = 3) -> list[int]:
     """The steps that begin a part."""
     sigmas = np.append(np.geomspace(14.0, 0.03, steps), 0.0)
-    segment = segments(sigmas, every)
+    segment = segments(sigmas, every, least)
     parts = [0, *(segment(float(np.float32(sigma))) for sigma in sigmas[:-1])]
     return [step for step, (before, now) in enumerate(pairwise(parts)) if now != before]
 
@@ -40,7 +40,8 @@ def test_parts_are_even_and_the_last_begins_shortly_before_the_end() -> None:
 
 
 def test_few_steps_stay_whole() -> None:
-    assert begun(10, 5) == [0, 2, 5, 8]  # a third of them at most lies between
+    assert begun(10, 5) == [0, 2, 5, 8]
+    assert begun(10, 3, least=4) == [0, 2, 4, 6, 8]
     assert begun(6, 5) == [0, 2, 4]
     for steps in range(1, 6):
         assert begun(steps, 5) == list(range(steps))
@@ -68,7 +69,7 @@ class Graphs:
 def test_between_whole_calls_deep_features_go_on_in_a_straight_line() -> None:
     sigmas = np.arange(12.0, -1.0, -1.0)
     graphs = Graphs()
-    predict = graphs.predict(segments(sigmas, 3))  # whole at 12, 11, 8, 5 and 2
+    predict = graphs.predict(segments(sigmas, 3, 3))  # whole at 12, 11, 8, 5 and 2
     feeds: Feeds = {"encoder_hidden_states": X}
     found = [float(predict(X, sigma, feeds)[0, 0, 0, 0]) for sigma in sigmas[:-1].tolist()]
     assert (graphs.full, graphs.shallow) == (5, 7)
@@ -79,7 +80,7 @@ def test_between_whole_calls_deep_features_go_on_in_a_straight_line() -> None:
 def test_each_prompt_keeps_its_own_features_and_another_text_begins_anew() -> None:
     sigmas = np.arange(12.0, -1.0, -1.0)
     graphs = Graphs()
-    predict = graphs.predict(segments(sigmas, 3))
+    predict = graphs.predict(segments(sigmas, 3, 3))
     one, other = ({"encoder_hidden_states": X.copy()} for _ in range(2))
     for feeds in (one, other, one, other):
         predict(X, 7.0, feeds)
@@ -90,7 +91,7 @@ def test_each_prompt_keeps_its_own_features_and_another_text_begins_anew() -> No
 
 def test_more_prompts_than_are_remembered_are_all_computed_whole() -> None:
     graphs = Graphs()
-    predict = graphs.predict(segments(np.arange(12.0, -1.0, -1.0), 3))
+    predict = graphs.predict(segments(np.arange(12.0, -1.0, -1.0), 3, 3))
     prompts = [{"encoder_hidden_states": X.copy()} for _ in range(speed.BRANCHES + 1)]
     for feeds in prompts * 2:
         predict(X, 7.0, feeds)
@@ -100,7 +101,7 @@ def test_more_prompts_than_are_remembered_are_all_computed_whole() -> None:
 def test_looking_ahead_begins_the_next_part_and_going_back_up_gives_fresh_values() -> None:
     sigmas = np.arange(12.0, -1.0, -1.0)
     graphs = Graphs()
-    predict = graphs.predict(segments(sigmas, 3))
+    predict = graphs.predict(segments(sigmas, 3, 3))
     feeds: Feeds = {"encoder_hidden_states": X}
     for sigma, full in ((12.0, 1), (11.0, 2), (9.0, 2), (8.0, 3), (8.0, 3), (9.0, 4), (8.0, 5)):
         predict(X, sigma, feeds)
@@ -120,7 +121,7 @@ def test_held_guidance_asks_the_negative_prompt_once_a_part_and_adds_what_it_add
         exact = denoise.guided(predict, "epsilon", always(yes), always(no), guidance)
         expected = [exact(X * sigma, sigma) for sigma in sigmas[:-1].tolist()]
         asked.clear()
-        held = denoise.guided(predict, "epsilon", always(yes), always(no), guidance, segments(sigmas, 3))
+        held = denoise.guided(predict, "epsilon", always(yes), always(no), guidance, segments(sigmas, 3, 3))
         for sigma, wanted in zip(sigmas[:-1].tolist(), expected, strict=True):
             np.testing.assert_allclose(held(X * sigma, sigma), wanted, rtol=1e-5, atol=1e-4)
         assert asked.count("yes") == 12
