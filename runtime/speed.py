@@ -114,9 +114,9 @@ def notes(speed: Speed, session: Handle) -> tuple[str, ...]:
 def segments(sigmas: Levels, every: int, least: int) -> Segment:
     """Parts of `every` steps each, but the last of two and the first of what is left: the number, from 1, of that which a sigma lies in.
 
-    They are shorter where there would be fewer than `least`. So a whole call is made shortly before the end, which is better than in the very last step: measured. A sampler that looks ahead
-    to the next step's sigma (Heun's method) begins that part with it; one that goes back up in noise goes back to an earlier part, and
-    so gets fresh values.
+    They are shorter where there would be fewer than `least`. A whole call shortly before the end is worth more than one in the very
+    last step: measured. A sampler that looks ahead to the next step's sigma (Heun's method) begins that part with it; one that goes
+    back up in noise goes back to an earlier part, and so gets fresh values.
     """
     steps = len(sigmas) - 1
     every = max(1, min(every, steps // least))
