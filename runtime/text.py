@@ -256,6 +256,8 @@ def _conditioning(timeline: _Timeline, table: _Table, sizes: Sizes | None, sigma
     for sections in {sections for part in timeline.parts for sections in part}:
         feeds = table.feeds(sections)
         ready[sections] = {**({name: np.zeros_like(value) for name, value in feeds.items()} if timeline.zero else feeds), **extra}
+        for value in ready[sections].values():
+            value.flags.writeable = False  # a session may keep it on its device
     seen: dict[tuple[Sections, ...], tuple[Weighted, ...]] = {}
     by_step: list[tuple[Weighted, ...]] = []
     for said in zip(*timeline.parts, strict=True):
