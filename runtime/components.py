@@ -144,8 +144,9 @@ class Components:
             there = onnx_file.read(graph).initializers
             weights = {name: array for name, array in weights.items() if name in there}
         options = replace(self._options, dimensions=dimensions, weights=weights)
-        if self.plan == "streamed" or (self.plan == "sequential" and name in TILED):  # convolutions gain little from more
-            options = replace(options, prepack=False, fold=False, cache=None)
+        if self.plan == "streamed" or (self.plan == "sequential" and name in TILED):
+            # Convolutions gain little from more. Other providers copy weights anyway, and need what folding gives.
+            options = replace(options, prepack=False, fold=self.provider.name != "cpu", cache=None)
         elif options.cache is not None and not graph_cache.pays(graph):
             options = replace(options, cache=None)
         session = open_session(graph, self.provider, options)
