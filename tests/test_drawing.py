@@ -1,0 +1,274 @@
+"""What can go wrong while a picture is drawn: each fault is caused for real, and the pipeline draws on afterwards."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from diffusette.models import manifest as manifests
+from diffusette.models.errors import NumericalError, RequestError
+from diffusette.models.manifest import Component, Tensor
+from diffusette.runtime import files, metadata, pipeline
+from diffusette.runtime.failures import Cancelled
+from diffusette.runtime.pipeline import Picture, Pipeline, Step
+from diffusette.runtime.request import Request
+from tests import small_graphs
+
+PROMPT = "red apple on a blue table"
+
+
+@pytest.fixture(scope="module")
+def drawer(sd1_bundle: Path) -> Pipeline:
+    return pipeline.load(sd1_bundle, provider="cpu", memory="resident")
+
+
+def broken(bundle: Path, copy: Path, component: str) -> Path:
+    """A copy of a bundle with NaN for the largest weight of a component, as a damaged disk would leave it."""
+    shutil.copytree(bundle, copy)
+    path = copy / component / "model.onnx"
+    proto = onnx.load(path)
+    largest = max(
+        (one for one in proto.graph.initializer if one.data_type == TensorProto.FLOAT), key=lambda one: onnx.numpy_helper.to_array(one).size
+    )
+    largest.CopyFrom(onnx.numpy_helper.from_array(np.full(largest.dims, np.nan, np.float32), largest.name))
+    onnx.save(proto, path)
+    small_graphs.relist(copy, f"{component}/model.onnx")
+    return copy
+
+
+def with_tiny_decoder(bundle: Path, copy: Path) -> Path:
+    """A copy of a bundle with a decoder of one convolution, ×2."""
+    shutil.copytree(bundle, copy)
+    weights = {
+        "w": np.random.default_rng(0).standard_normal((4, 12, 1, 1)).astype(np.float32).transpose(1, 0, 2, 3).copy() * np.float32(0.02)
+    }
+    nodes = [
+        helper.make_node("Conv", ["latent_sample", "w"], ["c"]),
+        helper.make_node("DepthToSpace", ["c"], ["sample"], blocksize=2),
+    ]
+    shapes: Any = ({"latent_sample": ["b", 4, "h", "w2"]}, {"sample": ["b", 3, "H", "W"]})
+    ports = [{name: (TensorProto.FLOAT, shape) for name, shape in one.items()} for one in shapes]
+    small_graphs.save(small_graphs.model(nodes, ports[0], ports[1], weights), copy / "tiny_decoder/model.onnx")
+    inputs, outputs = ({name: Tensor("float32", tuple(shape)) for name, shape in one.items()} for one in shapes)
+    manifest = manifests.read(copy)
+    component = Component("tiny_decoder/model.onnx", "fp32", inputs, outputs)
+    changed = msgspec.structs.replace(manifest, components={**manifest.components, "tiny_decoder": component})
+    (copy / manifests.FILE_NAME).write_bytes(manifests.encode(changed))
+    small_graphs.relist(copy, "tiny_decoder/model.onnx")
+    return copy
+
+
+# --- cancelling -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_a_picture_cancelled_at_any_step_leaves_the_next_one_as_a_fresh_one(drawer: Pipeline, sd1_bundle: Path, number: int) -> None:
+    drawing = drawer.steps(Request("a green cat", seed=1, steps=6, hires=2.0))
+    for _ in range(number):
+        assert isinstance(next(drawing), Step)
+    drawing.close()
+    after = drawer.generate(PROMPT, seed=2, steps=3).images[0]
+    with pipeline.load(sd1_bundle, provider="cpu") as fresh:
+        assert fresh.generate(PROMPT, seed=2, steps=3).images[0].tobytes() == after.tobytes()
+
+
+def test_another_thread_cancels_within_a_step_and_the_next_picture_is_right(drawer: Pipeline) -> None:
+    wanted = drawer.generate(PROMPT, seed=2, steps=3).images[0]
+    begun, ended = threading.Event(), list[BaseException]()
+
+    def draw() -> None:
+        try:
+            drawer.watch(Request(PROMPT, seed=1, steps=1000, width=64, height=64, guidance=7.0), lambda _event: begun.set())
+        except Cancelled as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    assert begun.wait(60)
+    started = time.monotonic()
+    while thread.is_alive() and time.monotonic() < started + 30:
+        drawer.cancel()
+        thread.join(0.001)
+    assert len(ended) == 1
+    assert drawer.generate(PROMPT, seed=2, steps=3).images[0].tobytes() == wanted.tobytes()
+
+
+# --- seeds on several workers ---------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_gives_its_picture_on_one_worker_on_four_and_in_another_process(drawer: Pipeline, sd1_bundle: Path) -> None:
+    seeds = range(4)
+    wanted = [image.tobytes() for image in drawer.generate(PROMPT, seed=0, count=4, steps=2, sampler="euler_a").images]
+
+    def draw(seed: int) -> bytes:
+        with pipeline.load(sd1_bundle, provider="cpu", threads=1 + seed % 2) as own:
+            return own.generate(PROMPT, seed=seed, steps=2, sampler="euler_a").images[0].tobytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(draw, seeds)) == wanted
+        shared = pool.map(lambda seed: drawer.generate(PROMPT, seed=seed, steps=2, sampler="euler_a").images[0].tobytes(), seeds)
+        assert list(shared) == wanted
+    code = (
+        "import diffusette, hashlib, sys\n"
+        f"drawer = diffusette.load({str(sd1_bundle)!r}, provider='cpu')\n"
+        f"image = drawer.generate({PROMPT!r}, seed=3, steps=2, sampler='euler_a').images[0]\n"
+        "sys.stdout.buffer.write(image.tobytes())\n"
+    )
+    apart = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=120)
+    assert apart.stdout == wanted[3]
+
+
+def test_threads_with_different_tasks_on_one_pipeline_do_not_mix(drawer: Pipeline) -> None:
+    init = Image.new("RGB", (16, 16), (200, 40, 90))
+    tasks: list[dict[str, Any]] = [
+        {"seed": 1, "steps": 4},
+        {"seed": 2, "steps": 3, "width": 32, "height": 24, "guidance": 1.0},
+        {"seed": 3, "steps": 3, "init": init, "strength": 0.6},
+        {"seed": 4, "steps": 3, "hires": 2.0, "sampler": "euler_a"},
+    ]
+    wanted = [drawer.generate(PROMPT, **task).images[0].tobytes() for task in tasks]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda task: drawer.generate(PROMPT, **task).images[0].tobytes(), tasks * 3)
+    assert list(found) == wanted * 3
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "note"),
+    [
+        ("red apple " * 1_000_000, "prompt: "),
+        ("red\0apple", ""),
+        ("a lone \udfff surrogate", "prompt: "),
+        ("<|endoftext|> <|startoftext|> apple", ""),
+        ("تفاحة حمراء 🍎👩‍👩‍👧‍👦", ""),
+        ("((((apple", ""),
+        ("apple))]]", ""),
+        ("", ""),
+    ],
+    ids=["10 MB", "NUL", "surrogate", "control tokens", "right to left, emoji", "open", "closed", "empty"],
+)
+def test_any_prompt_gives_a_picture_in_bounded_time_and_what_was_changed_is_said(
+    drawer: Pipeline, prompt: str, note: str, tmp_path: Path
+) -> None:
+    started = time.monotonic()
+    result = drawer.generate(prompt, seed=1, steps=1)
+    assert time.monotonic() - started < 30
+    assert any(one.startswith(note) for one in result.notes) or not note
+    metadata.write(result.images[0], tmp_path / "picture.png", result.metadata[0])
+    again = drawer.generate(files.request_of(None, tmp_path / "picture.png", {}))
+    assert again.images[0].tobytes() == result.images[0].tobytes()
+
+
+def test_ten_thousand_brackets_are_text_or_an_error_in_bounded_time(drawer: Pipeline) -> None:
+    for prompt in ("(" * 10_000 + "apple", "(" * 9_000 + "apple" + ")" * 9_000, "[" * 10_000):
+        started = time.monotonic()
+        try:
+            drawer.generate(prompt, seed=1, steps=1)
+        except RequestError as error:
+            assert "bracket" in str(error)  # noqa: PT017  # either is right
+        assert time.monotonic() - started < 30
+
+
+# --- numbers that went wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("component", "said"),
+    [
+        ("unet", "step 1: NaN or Inf in the latents"),
+        ("text_encoder", "NaN or Inf"),
+        ("vae_decoder", r"VAE decoder \(cpu\) gave NaN or Inf"),
+    ],
+)
+def test_not_a_number_on_the_way_is_an_error_and_never_a_black_picture(sd1_bundle: Path, tmp_path: Path, component: str, said: str) -> None:
+    with (
+        pipeline.load(broken(sd1_bundle, tmp_path / "bundle", component), provider="cpu") as drawer,
+        pytest.raises(NumericalError, match=said),
+    ):
+        drawer.generate(PROMPT, seed=1, steps=2)
+
+
+def test_not_a_number_from_the_encoder_is_an_error_and_words_alone_still_draw(sd1_bundle: Path, tmp_path: Path) -> None:
+    with pipeline.load(broken(sd1_bundle, tmp_path / "bundle", "vae_encoder"), provider="cpu") as drawer:
+        with pytest.raises(NumericalError, match=r"VAE encoder \(cpu\) gave NaN or Inf"):
+            drawer.generate(PROMPT, seed=1, steps=2, init=Image.new("RGB", (16, 16)))
+        assert drawer.generate(PROMPT, seed=1, steps=2).images
+
+
+# --- pictures to draw over ------------------------------------------------------------------------------------------------------
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def exif_rotated() -> bytes:
+    picture = Image.new("RGB", (24, 16), (250, 0, 0))
+    picture.getexif()[0x0112] = 6
+    return saved(picture, "JPEG", exif=picture.getexif())
+
+
+def giant() -> bytes:
+    """A PNG whose header says 50,000 × 50,000."""
+    data = bytearray(saved(Image.new("RGB", (1, 1)), "PNG"))
+    data[16:24] = (50_000).to_bytes(4) * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
+    return bytes(data)
+
+
+INITS: dict[str, tuple[bytes, str]] = {
+    "animated": (saved(Image.new("RGB", (20, 20)), "WEBP", save_all=True, append_images=[Image.new("RGB", (20, 20), 9)], duration=9), ""),
+    "cmyk": (saved(Image.new("CMYK", (20, 20), (9, 9, 9, 9)), "JPEG"), ""),
+    "16-bit": (saved(Image.fromarray(np.full((20, 20), 40_000, np.uint16)), "PNG"), ""),
+    "rotated": (exif_rotated(), ""),
+    "truncated": (saved(Image.effect_noise((64, 64), 50), "PNG")[:900], "cannot be decoded"),
+    "giant": (giant(), "expected at most"),
+    "gif": (saved(Image.new("P", (20, 20)), "GIF"), "not a PNG, JPEG or WebP picture"),
+    "web page": (b"<!doctype html><title>404</title>", "not a PNG, JPEG or WebP picture"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(INITS))
+def test_a_strange_picture_is_drawn_over_or_refused(drawer: Pipeline, tmp_path: Path, name: str) -> None:
+    data, refusal = INITS[name]
+    (tmp_path / "init").write_bytes(data)
+    if refusal:
+        with pytest.raises(RequestError, match=refusal):
+            files.request_of(PROMPT, None, {"init": tmp_path / "init"})
+        return
+    result = drawer.generate(files.request_of(PROMPT, None, {"init": tmp_path / "init", "seed": 1, "steps": 2}))
+    assert result.images[0].size == (drawer.manifest.defaults.width, drawer.manifest.defaults.height)
+
+
+# --- the tiny decoder -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_tiny_decoder_makes_previews_and_on_request_the_picture(sd1_bundle: Path, tmp_path: Path, drawer: Pipeline) -> None:
+    with pipeline.load(with_tiny_decoder(sd1_bundle, tmp_path / "bundle"), provider="cpu") as tiny:
+        *_, step, picture = tiny.steps(Request(PROMPT, seed=1, steps=2, decoder="tiny"))
+        assert isinstance(step, Step)
+        assert isinstance(picture, Picture)
+        assert tiny.preview(step.latents, cheap=True).tobytes() == picture.image.tobytes()
+        assert picture.record.extra["decoder"] == "tiny"
+        whole = tiny.generate(PROMPT, seed=1, steps=2)
+        assert whole.images[0].tobytes() == drawer.generate(PROMPT, seed=1, steps=2).images[0].tobytes() != picture.image.tobytes()
+        assert whole.images[0].size == picture.image.size
