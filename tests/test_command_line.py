@@ -43,6 +43,71 @@ def test_the_same_seed_writes_the_same_bytes_and_a_picture_can_be_drawn_again_fr
     assert others == [first, first]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            "--hires 1.5 --hires-steps 2 --hires-strength 0.4 --hires-upscaler Latent",
+            "Hires upscale: 1.5, Hires steps: 2, Denoising strength: 0.4, Hires upscaler: Latent",
+        ),
+        ("--variation 0.2 --variation-seed 5 --guidance-interval 0.2 0.8", "Variation seed strength: 0.2, Variation seed: 5"),
+        ("--sampler ddim --sampler-option eta=0.5 --timesteps 900,600,300", "Schedule type: custom"),
+        ("--sampler euler --sampler-option s_churn=3 --sigmas 9,3,1 --rng torch", "RNG: torch"),
+    ],
+)
+def test_every_way_of_drawing_is_recorded_and_drawn_again(tmp_path: Path, options: str, said: str) -> None:
+    steps = [] if "," in options else ["--steps", "3"]
+    done = run("generate", APPLE, "--seed", "7", *steps, *options.split(), "-o", tmp_path / "one.png")
+    assert done.returncode == 0, done.stderr
+    assert run("generate", "--from", tmp_path / "one.png", "-o", tmp_path / "two.png").returncode == 0
+    first = (tmp_path / "one.png").read_bytes()
+    assert first == (tmp_path / "two.png").read_bytes()
+    assert said.encode() in first
+
+
+def test_only_what_the_mask_covers_is_drawn_and_the_file_says_what_it_needs_again(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 160), (240, 230, 220)).save(tmp_path / "init.png")
+    mask = Image.new("L", (200, 160))
+    mask.paste(255, (80, 60, 120, 100))
+    mask.save(tmp_path / "mask.png")
+    pictures = ["--init", tmp_path / "init.png", "--mask", tmp_path / "mask.png"]
+    options = ["--only-masked", "--mask-padding", "10", "--mask-blur", "1", "--strength", "0.8", "--steps", "3", "--seed", "1"]
+    done = run("generate", APPLE, *pictures, *options, "-o", tmp_path / "one.png")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "one.png") as drawn:
+        assert drawn.size == (200, 160)
+        assert drawn.getpixel((60, 40)) == (240, 230, 220)
+        assert "Inpaint area: Only masked, Mask blur: 1.0, Masked area padding: 10" in drawn.info["parameters"].replace(
+            "blur: 1,", "blur: 1.0,"
+        )
+    again = run("generate", "--from", tmp_path / "one.png", *pictures, "-o", tmp_path / "two.png")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert "give that one with --mask" in run("generate", "--from", tmp_path / "one.png", *pictures[:2]).stderr
+
+
+def test_variations_of_one_picture_have_names_of_their_own(tmp_path: Path) -> None:
+    done = run(
+        "generate",
+        "fox",
+        "--seed",
+        "3",
+        "--variation",
+        "0.1",
+        "--variation-seed",
+        "8",
+        "--count",
+        "2",
+        "--steps",
+        "1",
+        "-o",
+        "fox.png",
+        cwd=tmp_path,
+    )
+    assert done.stdout.split() == ["fox-3-8.png", "fox-3-9.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fox-3-8.png", "fox-3-9.png"]
+
+
 def test_json_goes_to_stdout_alone_and_says_what_ran(tmp_path: Path) -> None:
     done = run("generate", "fox", "--seed", "1", "--count", "2", "--steps", "2", "-o", tmp_path / "fox.png", "--provider", "cpu", "--json")
     facts = json.loads(done.stdout)
@@ -64,6 +129,16 @@ def test_without_a_name_the_file_is_named_after_prompt_and_seed(tmp_path: Path) 
         (["generate", "fox", "--sampler", "eulr"], 1, ["eulr", "euler"]),
         (["generate", "fox", "--width", "7"], 1, ["width", "7", "multiple of 8"]),
         (["generate", "fox", "--steps", "0"], 1, ["steps", "0"]),
+        (["generate", "fox", "--guidance", "nan"], 1, ["guidance: nan"]),
+        (["generate", "fox", "--hires", "2", "--hires-upscaler", "esrgan"], 1, ["esrgan", "latent_bicubic"]),
+        (["generate", "fox", "--timesteps", "900,x"], 1, ["timesteps", "'x'", "999,800"]),
+        (["generate", "fox", "--sampler-option", "eta"], 1, ["'eta'", "NAME=VALUE"]),
+        (["generate", "fox", "--sampler", "euler", "--sampler-option", "eta=1"], 1, ["euler has no option 'eta'", "s_churn"]),
+        (["generate", "fox", "--refiner-start", "0.8"], 1, ["there is no refiner", "--refiner DIR"]),
+        (["generate", "fox", "--refiner", "{empty}"], 1, ["empty", "no model"]),
+        (["generate", "fox", "--decoder", "tiny"], 1, ["decoder", "vae alone"]),
+        (["generate", "fox", "--image-guidance", "2"], 1, ["image_guidance", "pix2pix"]),
+        (["generate", "fox", "--only-masked"], 1, ["only_masked", "--mask"]),
         (["generate", "fox", "--model", "{empty}"], 1, ["empty", "no model"]),
         (["generate", "fox", "--model", "{empty}/none"], 1, ["no such folder"]),
         (["generate", "fox", "-o", "{empty}/none/fox.png"], 1, ["none", "no such folder"]),
