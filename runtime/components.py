@@ -149,6 +149,7 @@ class Components:
             options = replace(options, prepack=False, fold=self.provider.name != "cpu", cache=None)
         elif options.cache is not None and not graph_cache.pays(graph):
             options = replace(options, cache=None)
+        options = replace(options, shrink=name in TILED and graph_cache.pays(graph))
         session = open_session(graph, self.provider, options)
         if session.note:
             self._notes[session.note] = None

@@ -45,6 +45,8 @@ class SessionOptions:
     weights stay on disk and are widened one at a time, where folding would keep all of them in memory at twice the size."""
     arena: bool = True
     """Keep freed memory for the next operator. Off, a little less at the peak, and slower."""
+    shrink: bool = False
+    """Give that memory back after each run: for what runs seldom and takes much."""
     dimensions: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
     """Values of free dimensions, by name; fixed shapes let ORT fold shape arithmetic away."""
     weights: Mapping[str, Array] = field(default_factory=lambda: _NOTHING)
@@ -56,10 +58,11 @@ class SessionOptions:
 class Session:
     """An open graph. Threads may share it."""
 
-    def __init__(self, inference: Any, provider: Provider, *, alive: object = None, note: str = "") -> None:
+    def __init__(self, inference: Any, provider: Provider, *, alive: object = None, note: str = "", shrink: bool = False) -> None:
         self._inference: Any = inference
         self._alive = alive  # memory that ORT reads and does not own
         self._device = provider.device
+        self._shrink = shrink and provider.name == "cpu"
         self._held: dict[str, list[tuple[Array, Any]]] = {}
         self._running: set[Any] = set()
         self._lock = threading.Lock()
@@ -92,6 +95,8 @@ class Session:
         names = list(self.outputs)
         options = onnxruntime().RunOptions()  # one that has been terminated can never be used again: a new one each time
         options.log_severity_level = 4
+        if self._shrink:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         with self._turn, self._registered(options), mapped(f"running on {self.provider}", options):
             if self._device is None:
                 ready = {name: _cast(feeds[name], declared) for name, declared in self.inputs.items()}
@@ -184,7 +189,7 @@ def _open(ort: Any, graph: Path, provider: Provider, options: SessionOptions, *,
             f"{graph}: {provider.name} leaves {', '.join(left)} to the CPU: export with --target {provider.targets[0]}, "
             f"or use another provider"
         )
-    return Session(inference, provider, alive=alive, note=note)
+    return Session(inference, provider, alive=alive, note=note, shrink=options.shrink and options.arena)
 
 
 def _inference(ort: Any, source: str | bytes, settings: Any, provider: Provider) -> Any:

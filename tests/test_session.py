@@ -179,6 +179,30 @@ def test_memory_comes_back_when_sessions_close(tmp_path: Path) -> None:
     assert sizes[-1] - sizes[0] < 9 << 20
 
 
+SHRINK = """
+import sys
+from pathlib import Path
+import numpy as np
+from diffusette.runtime import providers
+from diffusette.runtime.session import SessionOptions, open_session
+session = open_session(Path(sys.argv[1]), providers.resolve("cpu"), SessionOptions(threads=1, shrink=sys.argv[2] == "shrink"))
+for megabytes in (1, 300, 1):  # the first piece of an arena stays
+    session.run({"shape": np.array([megabytes << 18])})
+print(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_memory_comes_back_after_each_run_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = small_graphs.zeros(tmp_path / "model.onnx")
+    kept, given = (
+        int(subprocess.run([sys.executable, "-c", SHRINK, str(path), how], capture_output=True, text=True, check=True).stdout) >> 10
+        for how in ("keep", "shrink")
+    )
+    assert given < 100
+    assert kept > 300
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not bind a process to cores")
 def test_a_process_that_may_use_fewer_cores_starts_fewer_threads() -> None:
     allowed = os.sched_getaffinity(0)
