@@ -16,7 +16,7 @@ from . import denoise, inpaint, pictures, speed, text
 from .components import Components, Handle
 from .denoise import Array, Conditioning, Denoise, Feeds, Guidance, Weighted
 from .inpaint import Scene
-from .request import Job, Pass
+from .job import Job, Pass
 from .tokenizer import open_tokenizer
 
 PICTURE_SCALE = 1.5

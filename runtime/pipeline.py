@@ -27,8 +27,9 @@ from .denoise import Array, Denoise, combine
 from .drawing import Drawing, Run
 from .failures import scarce
 from .inpaint import Scene
+from .job import TINY_DECODER, Job, settle
 from .providers import resolve
-from .request import TINY_DECODER, Fields, Job, Request, settle
+from .request import Fields, Request
 from .result import Picture, Result, Step
 from .safety import COMPONENT as CHECKER
 from .safety import Filter, open_filter
@@ -102,7 +103,7 @@ class Pipeline:
             pictures=tuple(drawn),
             provider=self.components.provider.name,
             plan=self.components.plan,
-            notes=(*self.notes, *self.components.notes(), *notes),
+            notes=(*self.notes, *self.components.notes(), *(self.refiner.components.notes() if self.refiner else ()), *notes),
             timings={**timings, "total": time.perf_counter() - started},
             safety="none" if CHECKER not in self.components else "on" if self.safety else "off",
         )

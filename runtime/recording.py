@@ -16,8 +16,9 @@ from ..models.errors import RequestError
 from ..models.manifest import Manifest
 from . import adapters
 from .drawing import Drawing
+from .job import CUSTOM, Job
 from .parameters import Record
-from .request import CUSTOM, Fields, Job, Request
+from .request import Fields, Request
 
 _OWN = {"prompt", "negative", "width", "height", "steps", "guidance", "sampler", "schedule", "seed"}
 """Fields of a request that every record has."""
@@ -36,6 +37,7 @@ _ONLY_WITH = {
 """Fields that count where another is not its default; there they are recorded whatever they are."""
 _SAID = {"init", "mask", "refiner", "safety"}
 """What a record says and no request is told: which pictures and refiner it takes, what became of the safety filter."""
+_CUSTOM = {"timesteps", "sigmas"}
 _DEFAULTS = Request("")
 
 
@@ -105,13 +107,12 @@ def request_of(record: Record, given: Mapping[str, Any], where: str) -> Request:
             fields[name] = msgspec.convert(value, hints[name])
         except msgspec.ValidationError as error:
             raise RequestError(f"{where}: {name} of its record is damaged ({error}): draw without --from") from error
-    own = record.schedule != CUSTOM
-    if own or not given.keys() & {"steps", "schedule", "timesteps", "sigmas"}:
-        fields |= {"schedule": record.schedule, "steps": record.steps} if own else {}
-    else:
-        fields = {name: value for name, value in fields.items() if name not in {"timesteps", "sigmas"}}
-    if given.keys() & {"timesteps", "sigmas"}:
-        fields |= {"schedule": None, "steps": None}
+    if record.schedule != CUSTOM and not given.keys() & _CUSTOM:
+        fields |= {"schedule": record.schedule, "steps": record.steps}
+    elif given.keys() & {"steps", "schedule", *_CUSTOM}:  # another schedule takes the place of the recorded one
+        fields = {name: value for name, value in fields.items() if name not in _CUSTOM}
+    if "sampler" in given:
+        fields.pop("sampler_options", None)  # they are the recorded sampler's
     fields |= {
         "negative": record.negative,
         "width": record.width,

@@ -262,7 +262,7 @@ def test_hires_of_latents_is_a_second_pass_over_what_was_drawn(drawer: Pipeline)
 def _by_hand(drawer: Pipeline, start: np.ndarray, fields: Mapping[str, Any]) -> np.ndarray:
     """Image to image from latents that no picture has to stand for."""
     from diffusette.runtime import conditioning, denoise, samplers
-    from diffusette.runtime.request import settle
+    from diffusette.runtime.job import settle
 
     job = settle(Request(PROMPT, **{**fields, "init": Image.new("RGB", (8, 8))}), drawer.manifest)
     one = job.passes[0]
@@ -384,6 +384,16 @@ def test_a_picture_is_drawn_again_from_its_file_bit_for_bit(drawer: Pipeline, fi
     for name in given:
         with pytest.raises(RequestError, match=f"give that one with --{name}"):
             recording.request_of(found, {key: value for key, value in given.items() if key != name}, "one.png")
+
+
+def test_what_is_given_beside_a_record_takes_the_place_of_what_belongs_to_it(drawer: Pipeline) -> None:
+    own = drawer.generate(PROMPT, seed=1, sampler="ddim", sampler_options={"eta": 0.5}, timesteps=(900, 400)).metadata[0]
+    changed = recording.request_of(own, {"sampler": "euler", "steps": 5}, "one.png")
+    assert (changed.sampler, changed.steps, changed.timesteps, dict(changed.sampler_options)) == ("euler", 5, (), {})
+    assert drawer.generate(changed).metadata[0].schedule != "custom"
+    other = recording.request_of(own, {"sigmas": (4.0, 1.0, 0.3)}, "one.png")
+    assert (other.timesteps, other.sigmas, dict(other.sampler_options)) == ((), (4.0, 1.0, 0.3), {"eta": 0.5})
+    assert drawer.generate(other).metadata[0].steps == 3
 
 
 def test_a_damaged_record_is_refused_by_the_field(drawer: Pipeline) -> None:
