@@ -139,7 +139,8 @@ class Pipeline:
     def preview(self, latents: Array, *, cheap: bool = False) -> Image.Image:
         """A picture of unfinished `latents` (best `Step.denoised`) by the VAE's decoder: as costly as the end of a picture.
 
-        `cheap`: by the tiny decoder, if the bundle has one, else a small picture with a pixel for each latent pixel, almost for free.
+        `cheap`: by the tiny decoder, if the bundle has one, else a small picture with a pixel for each latent pixel, almost for free
+        (an autoencoder that is not Stable Diffusion's is shown a chart of colours first, once).
         """
         if not cheap or TINY_DECODER in self.components:
             name = TINY_DECODER if cheap else "vae_decoder"

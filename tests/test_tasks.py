@@ -233,6 +233,40 @@ def test_base_and_refiner_draw_what_diffusers_experts_draw(bundle_of: Made, star
         assert "Refiner switch at: 0.8" in parameters.compose(result.metadata[0])
 
 
+@pytest.fixture(scope="module")
+def refining(bundle_of: Made) -> Pipeline:
+    return pipeline.load(bundle_of("sdxl")[1], provider="cpu", memory="resident", refiner=bundle_of("sdxl-refiner")[1])
+
+
+def test_a_refiner_may_have_everything_or_nothing_to_do(refining: Pipeline) -> None:
+    nothing = refining.generate(PROMPT, seed=1, steps=3, refiner_start=1.0)
+    assert any("the refiner had nothing to do" in note for note in nothing.notes)
+    assert nothing.timings.get("refiner_unet", 0.0) == 0.0
+    everything = refining.generate(PROMPT, seed=1, steps=3, refiner_start=0.0)
+    assert everything.timings["unet"] == 0.0
+    assert everything.images[0].tobytes() != nothing.images[0].tobytes()
+
+
+@pytest.mark.parametrize("task", ["hires", "init", "mask"])
+def test_a_refiner_ends_the_last_pass_of_every_task(refining: Pipeline, task: str) -> None:
+    init = init_of(refining)
+    fields: dict[str, Any] = {
+        "hires": {"hires": 2.0},
+        "init": {"init": init},
+        "mask": {"init": init, "mask": mask_of(init, (0, 0, 1, 0.5))},
+    }[task]
+    fields = {"seed": 1, "steps": 6, "schedule": "leading", "sampler": "euler", **fields}
+    drawn = refining.generate(PROMPT, **fields, refiner_start=0.7)
+    assert drawn.timings["unet"] > 0
+    assert drawn.timings["refiner_unet"] > 0
+    alone = refining.generate(PROMPT, **fields, refiner_start=1.0)
+    assert drawn.images[0].size == alone.images[0].size
+    assert drawn.images[0].tobytes() != alone.images[0].tobytes()
+    if task == "mask":
+        kept = pixels(init)[init.height * 7 // 8 :]
+        np.testing.assert_allclose(pixels(drawn.images[0])[init.height * 7 // 8 :], kept, atol=24)  # the feather reaches there
+
+
 def test_a_refiner_with_other_latents_or_another_task_is_refused(bundle_of: Made, sd1_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"cannot refine what .* draws: its latents are"):
         pipeline.load(bundle_of("sdxl")[1], provider="cpu", refiner=sd1_bundle)
@@ -279,6 +313,16 @@ def test_hires_of_the_picture_keeps_it_at_twice_the_size(drawer: Pipeline) -> No
     large = drawer.generate(PROMPT, seed=4, steps=4, hires=2.0, hires_strength=0.01).images[0]
     assert large.size == (2 * small.width, 2 * small.height)
     assert len([event for event in drawer.steps(Request(PROMPT, seed=4, steps=4, hires=2.0)) if isinstance(event, Step)]) == 6
+
+
+@pytest.mark.parametrize("plan", ["sequential", "streamed"])
+@pytest.mark.parametrize("upscaler", ["lanczos", "latent_nearest"])
+def test_every_memory_plan_enlarges_alike(drawer: Pipeline, sd1_bundle: Path, plan: str, upscaler: str) -> None:
+    fields: Fields = {"seed": 3, "steps": 3, "count": 2, "hires": 2.0, "hires_upscaler": upscaler, "sampler": "euler_a"}
+    with pipeline.load(sd1_bundle, provider="cpu", memory=plan) as lean:
+        drawn = lean.generate(PROMPT, **fields)
+    for one, other in zip(drawn.images, drawer.generate(PROMPT, **fields).images, strict=True):
+        assert np.abs(pixels(one) - pixels(other)).max() <= 2
 
 
 # --- variations, guidance, options, schedules -----------------------------------------------------------------------------------
