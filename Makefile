@@ -1,8 +1,8 @@
-# What people do here: demo, test, lint, test-full, interop, demo-model. Each creates what it needs, and can be repeated.
+# What people do here: demo, test, lint, test-full, interop, bench, bench-smoke, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-full lint interop demo-model clean
+.PHONY: demo test test-full lint interop bench bench-smoke demo-model clean
 
 demo: .venv/demo.done  ## draw demo.png with the model that ships inside
 	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
@@ -23,6 +23,12 @@ lint: .venv/dev.done  ## style, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+bench: .venv/demo.done  ## what this machine does with the demo model; more: diffusette bench --help
+	$(BIN)/diffusette bench
+
+bench-smoke: .venv/demo.done  ## a few ratios of the demo model against the committed ones
+	$(BIN)/python -m diffusette.benchmarks.smoke
 
 demo-model: .venv/recipe.done  ## train the demo model again (hours), resuming where it stopped
 	$(BIN)/python models/demo/build.py

@@ -35,8 +35,8 @@ def measure_cold(job: Job) -> Cold | None:
         return None
     files = [path for path in Path(job.folder).rglob("*") if path.is_file()]
     for path in files:
-        _drop(path)
-    left, total = sum(_resident(path) for path in files), sum(path.stat().st_size for path in files)
+        drop(path)
+    left, total = sum(resident(path) for path in files), sum(path.stat().st_size for path in files)
     with Contender(msgspec.structs.replace(job, picture="")) as contender:
         contender.draw()
     if contender.start_latency is None or not contender.drawn:
@@ -44,7 +44,8 @@ def measure_cold(job: Job) -> Cold | None:
     return Cold(contender.start_latency, contender.drawn[0].latency, min(1.0, left / max(1, total)))
 
 
-def _drop(path: Path) -> None:
+def drop(path: Path) -> None:
+    """Take `path` out of the system's cache."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fdatasync(descriptor)  # pages that are not written yet cannot be dropped
@@ -53,7 +54,7 @@ def _drop(path: Path) -> None:
         os.close(descriptor)
 
 
-def _resident(path: Path) -> int:
+def resident(path: Path) -> int:
     """Bytes of `path` that are in memory."""
     size = path.stat().st_size
     if not size:

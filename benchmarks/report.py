@@ -86,10 +86,11 @@ def text(report: Report) -> str:
     return "\n".join([*([", ".join(told)] if told else []), *table, *remarks(report)])
 
 
-def markdown(report: Report) -> str:
-    """The report as a table and a list of remarks."""
+def markdown(report: Report, wanted: Sequence[str] | None = None) -> str:
+    """The report as a table, of the headings `wanted` or of all, and a list of remarks."""
     rows = [flat(row) for row in report.rows]
     told, shown = _split(rows)
+    shown = [column for column in shown if wanted is None or column[0] in wanted]
     lines = [[heading for heading, _, _ in shown], ["---:" if side == ">" else "---" for _, side, _ in shown]]
     lines += [[show(row).replace("|", "\\|") for _, _, show in shown] for row in rows]
     machine = report.machine

@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, prewitt, uniform_filter
 
-from diffusette.benchmarks import conditions, grid, memory, metrics, protocol, report, results, summary
+from diffusette.benchmarks import cold, conditions, grid, memory, metrics, protocol, report, results, summary, vram
 from diffusette.benchmarks.contender import Contender
 from diffusette.benchmarks.results import Report, Row
 from diffusette.benchmarks.worker import Job
@@ -102,6 +102,60 @@ def test_ssim_is_that_of_the_paper_computed_another_way() -> None:
     assert metrics.ssim(one, one) == pytest.approx(1.0)
     with pytest.raises(RequestError, match="11"):
         metrics.ssim(one[:10], other[:10])
+
+
+def test_gmsd_is_that_of_the_paper_computed_another_way() -> None:
+    one = RNG.integers(0, 256, size=(40, 34, 3)).astype(np.uint8)
+    other = np.clip(one + RNG.normal(scale=25, size=one.shape), 0, 255).astype(np.uint8)
+
+    def gradient(picture: np.ndarray) -> np.ndarray:
+        luma = picture @ np.array([0.299, 0.587, 0.114])
+        half = uniform_filter(luma, 2, origin=-1)[::2, ::2]
+        return np.hypot(prewitt(half, 0), prewitt(half, 1))[1:-1, 1:-1] / 3
+
+    m, n = gradient(one), gradient(other)
+    assert metrics.gmsd(one, other) == pytest.approx(((2 * m * n + 170) / (m**2 + n**2 + 170)).std(), abs=1e-9)
+    assert metrics.gmsd(one, one) == 0.0
+    blurred = np.stack([gaussian_filter(one[..., channel].astype(float), 2) for channel in range(3)], axis=-1).astype(np.uint8)
+    assert metrics.gmsd(one, blurred) > metrics.gmsd(one, other) > 0.02
+    with pytest.raises(RequestError, match="6"):
+        metrics.gmsd(one[:4], other[:4])
+
+
+SMI = """4242, 1530
+977, 12
+4242, 20418
+4242, [N/A]
+4242, 18802 MiB
+"""
+"""What nvidia-smi --query-compute-apps=pid,used_gpu_memory --format=csv,noheader,nounits prints; with units in one line, as without
+nounits, and [N/A] where the driver does not say."""
+
+
+def test_device_memory_is_the_largest_figure_that_nvidia_smi_prints_for_the_process(tmp_path: Path) -> None:
+    (tmp_path / "said").write_text(SMI)
+    command = (sys.executable, "-c", f"print(open({str(tmp_path / 'said')!r}).read(), flush=True); import time; time.sleep(60)")
+    devices = [vram.Device(command, pid) for pid in (4242, 977, 5)]
+    deadline = time.monotonic() + 20
+    while devices[0].peak() != 20418 << 20 or devices[1].peak() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for device in devices:
+        device.close()
+    assert [device.peak() for device in devices] == [20418 << 20, 12 << 20, None]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system drops files from its cache on demand")
+def test_files_are_cold_before_a_cold_start(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(RNG.bytes(3 << 20))
+    assert cold.resident(path) == 3 << 20
+    cold.drop(path)
+    if cold.resident(path) == 3 << 20:
+        pytest.skip("this file system keeps its files in memory")
+    assert cold.resident(path) == 0
+    assert len(path.read_bytes()) == 3 << 20
+    assert cold.resident(path) == 3 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere psutil tells less")

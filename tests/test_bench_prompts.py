@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,11 @@ def test_shares_count_what_was_asked_and_nothing_else() -> None:
     assert (alone.style, alone.background, alone.everything, alone.held_out) == (None, None, None, None)
 
 
-def test_a_model_that_the_judge_does_not_know_is_refused(sd1_bundle: Path) -> None:
-    with pipeline.load(sd1_bundle, "cpu") as drawer, pytest.raises(RequestError, match="diffusette-demo"):
+def test_a_model_that_the_judge_does_not_know_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path / "other")
+    manifest = tmp_path / "other" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"diffusette-demo"', '"somebody-elses"'))
+    with pipeline.load(tmp_path / "other", "cpu") as drawer, pytest.raises(RequestError, match="diffusette-demo"):
         prompts.score(drawer, count=1)
     with pytest.raises(RequestError, match="200"):
         prompts.chosen(201)
