@@ -121,6 +121,27 @@ def test_the_cuda_kernel_takes_every_group_norm_of_the_published_models(channels
     assert cuda.why_not_on_cuda(channels, 32) == ""
 
 
+def test_a_flattened_picture_is_normalized_before_and_turned_once_on_each_way(tmp_path):
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["f"]),
+        helper.make_node("GroupNormalization", ["f", "g", "b"], ["n0"], num_groups=4),
+        helper.make_node("Transpose", ["n0"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["t", "w"], ["m"]),
+        helper.make_node("Transpose", ["m"], ["back"], perm=[0, 2, 1]),
+        helper.make_node("Shape", ["x"], ["size"]),
+        helper.make_node("Reshape", ["back", "size"], ["y"]),
+    ]
+    weights = {"flat": np.array([0, 16, -1]), "g": normal(16), "b": normal(16), "w": normal(16, 16)}
+    model = small(nodes, {"x": ["n", 16, "h", "w"]}, {"y": ["n", 16, "h", "w"]}, weights, opset=21)
+    shapes = {"n0": ["n", 16, "h*w"], "t": ["n", "h*w", 16], "m": ["n", "h*w", 16], "back": ["n", 16, "h*w"]}
+    for node in model.graph:  # what torch's trace knows
+        value = node.outputs[0]
+        value.shape = ir.Shape(shapes[value.name]) if value.name in shapes else value.shape
+    passes = (layout.pictures_to_tokens, cuda.fuse_group_norm(last=True), layout.channels_last)
+    left = check(model, passes, {"x": normal(2, 16, 3, 5)}, tmp_path)
+    assert left == {"Transpose": 2, "GroupNorm.1": 1, "Reshape": 2, "MatMul": 1, "Shape": 1, "Gather": 1}
+
+
 def tokens(nodes, weights, channels, inputs=("x", "r")):
     shape = ["n", "t", channels]
     return small(nodes, dict.fromkeys(inputs, shape), dict.fromkeys(("y", "z")), weights, opset=20), {

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from diffusette.export import calibrate, components, graph, merge, parity, reference, source, trace, write
+from diffusette.export import calibrate, components, fused, graph, merge, parity, reference, source, trace, write
 from diffusette.export.half import to_half
 from diffusette.export.lower import to_fp16, to_integers
 from diffusette.export.targets import FORMS, TARGETS
@@ -56,12 +56,58 @@ def test_portable_graphs_are_plain_onnx_of_opset_18(parts, target, tmp_path):
         written(parts, name, target, tmp_path / name)
         proto = onnx.load(tmp_path / name / write.GRAPH)
         onnx.checker.check_model(proto, full_check=True)
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+        assert {node.domain for node in proto.graph.node} == {""}
         assert {(one.domain, one.version) for one in proto.opset_import} == {("", 18)}
 
 
-def test_directml_graphs_are_of_opset_17_at_most(parts, tmp_path):
+_DIRECTML = """
+7 13 14: Add Div Mul Sub
+4 11 13: Concat
+1 6 9 13: Erf MatMul Sigmoid Sqrt
+1 13 15: Shape
+1 2 11 13: Softmax Split Squeeze Unsqueeze
+1 10 11 13: Gather GatherElements Slice
+7 9 11 13: Equal Gemm Greater Less
+1 11 12 13: ArgMax
+6 9 13: Cast
+1 11: Conv
+8 13: Expand
+1 13 14 16: Identity
+5 13 14: Reshape
+10 11 13: Resize
+1 13: Transpose
+9 16: Where
+1 17: LayerNormalization
+6: InstanceNormalization
+7: Cos Sin
+9: ConstantOfShape
+11: Range
+14: Trilu
+1: com.microsoft.Gelu com.microsoft.GroupNorm com.microsoft.MultiHeadAttention com.microsoft.QuickGelu
+"""
+DIRECTML = {name: set(map(int, line.split(":")[0].split())) for line in _DIRECTML.split("\n")[1:-1] for name in line.split(":")[1].split()}
+"""Operator → the opsets from which DirectML has a kernel in half and float32, of those that our graphs could use: ONNX Runtime's
+docs/OperatorKernels.md, "Operators implemented by DmlExecutionProvider"."""
+
+
+def test_directml_graphs_have_only_operators_that_directml_runs_at_opset_17(parts, tmp_path):
     for name in parts:
-        assert written(parts, name, "directml", tmp_path / name).graph.opset_imports[""] == 17
+        model = written(parts, name, "directml", tmp_path / name)
+        fused.release(tmp_path / name / write.GRAPH)
+        assert model.graph.opset_imports[""] == 17
+        for node in onnx.load(tmp_path / name / write.GRAPH).graph.node:
+            since = 1 if node.domain else onnx.defs.get_schema(node.op_type, max_inclusive_version=17).since_version
+            assert since in DIRECTML.get(f"{node.domain}.{node.op_type}".removeprefix("."), ()), node.op_type
+
+
+def test_free_dimensions_keep_their_names_in_every_graph(parts, tmp_path):
+    for name, (component, *_) in parts.items():
+        for target in TARGETS:
+            written(parts, name, target, tmp_path / name / target)
+            proto = onnx.load(tmp_path / name / target / write.GRAPH)
+            for value, port in zip(proto.graph.input, component.inputs, strict=True):
+                assert tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim) == port.shape
 
 
 def test_nothing_of_this_machine_stands_in_a_graph(parts, tmp_path):
