@@ -48,7 +48,7 @@ class _Job:
     scales: Mapping[str, ranges.Array]
     factors: Mapping[str, ranges.Array]
     calibration: quantize.Calibration
-    form: Form
+    form: Form | None
     checked: Sequence[Feeds]
     expected: Sequence[Values]
 
@@ -124,9 +124,9 @@ def to_integers(
     expected = outputs[:: max(1, len(feeds) // CHECKED)] if watched else outputs
     scales = equalize.scales(plain, seen)
     calibration = quantize.Calibration(equalize.divided(plain, seen, scales))
-    job = _Job(float_folder, folder, scales, equalize.factors(plain, scales), calibration, form or "operators", checked, expected)
+    job = _Job(float_folder, folder, scales, equalize.factors(plain, scales), calibration, form, checked, expected)
     compared, rows = job.make(kinds.__getitem__)
-    before = {row.layer: row.kind for row in rows}
+    before: dict[str, Kind] = {row.layer: row.kind for row in rows}
     costs = _costs(job, found, rows, feeds)
     if compared.db < bar:
         compared, rows = _promoted(job, before, rows, costs, compared, bar, to_float=form is None)
@@ -186,7 +186,8 @@ def _steps(rows: Sequence[Row], costs: Mapping[str, sensitivity.Cost], *, to_flo
     def first(name: str) -> float:
         return -costs[name].noise / costs[name].work if name in costs else 0.0
 
-    kinds, steps = {row.layer: row.kind for row in rows}, list[tuple[str, Kind]]()
+    kinds: dict[str, Kind] = {row.layer: row.kind for row in rows}
+    steps: list[tuple[str, Kind]] = []
     for stage in ({"int4", "int8"}, {"weights"}):
         for name in sorted((name for name, kind in kinds.items() if kind in stage), key=first):
             kinds[name] = "float" if to_float else _BETTER[kinds[name]]
@@ -195,7 +196,7 @@ def _steps(rows: Sequence[Row], costs: Mapping[str, sensitivity.Cost], *, to_flo
 
 
 def _after(kinds: Mapping[str, Kind], steps: Sequence[tuple[str, Kind]]) -> Callable[[str], Kind]:
-    changed = {**kinds, **dict(steps)}
+    changed: dict[str, Kind] = {**kinds, **dict(steps)}
     return changed.__getitem__
 
 

@@ -45,7 +45,7 @@ class Pieces:
         limit: int = PIECE,
     ) -> None:
         self._folder, self._open_graph = folder, open_graph
-        model: Any = onnx.load(str(folder / write.GRAPH), load_external_data=False)
+        model = cast("Any", onnx).load(str(folder / write.GRAPH), load_external_data=False)
         self._model = model
         graph = model.graph
         self._weights: dict[str, Any] = {one.name: one for one in graph.initializer}
@@ -167,7 +167,7 @@ def _cut(nodes: Sequence[Any], weights: Mapping[str, Any], limit: int) -> Iterat
         more = sum(_bytes(weights[name]) for name in new)
         if piece and size + more > limit:
             yield piece
-            piece, known, size = [], set(), 0
+            piece, known, size = [], set[str](), 0
         piece.append(node)
         known |= new
         size += more

@@ -118,9 +118,9 @@ def _rounded(layer: Layer, seen: Observed | None) -> Rounded:
 
 
 def quantize(
-    model: ir.Model, kinds: Callable[[str], Kind], calibration: Calibration, form: Form = "operators"
+    model: ir.Model, kinds: Callable[[str], Kind], calibration: Calibration, form: Form | None = "operators"
 ) -> tuple[ir.Model, list[Row]]:
-    """`model` with 8-bit layers as `kinds` says, by layer name."""
+    """`model` with layers in few bits as `kinds` says, by layer name; with no `form`, 8-bit arithmetic must not be among them."""
     rows: list[Row] = []
     for layer in layers(model):
         wanted = kind_of(layer, kinds)
@@ -130,8 +130,9 @@ def quantize(
             rows.append(Row(layer.name, wanted, (4 if wanted == "float" else 2) * layer.elements, None))
             continue
         if wanted == "int4":
-            rows.append(Row(layer.name, wanted, *nbits.lower(model, layer)))
+            rows.append(Row(layer.name, wanted, *nbits.lower(model, layer, on_cpu=form is not None)))
             continue
+        assert form is not None
         rounded = calibration.rounded(layer)
         weight, losses = _Weight(model, layer, rounded), [rounded.snr]
         if wanted == "weights":

@@ -45,5 +45,8 @@ def kind(component: str, layer: str, elements: int, precision: Precision = "int8
     """
     if component.startswith("text_encoder") and elements < SMALL:
         return "half"
-    found: Kind = next((wanted for pattern, wanted in _RECIPES[component] if re.search(pattern, layer)), "int8")
-    return "int4" if precision == "int4" and found in {"int8", "weights"} and not re.search(_TIME, layer) else found
+    matching: list[Kind] = [wanted for pattern, wanted in _RECIPES[component] if re.search(pattern, layer)]
+    found: Kind = matching[0] if matching else "int8"
+    if precision == "int4" and found in {"int8", "weights"} and not re.search(_TIME, layer):
+        return "int4"
+    return found

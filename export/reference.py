@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -31,7 +32,10 @@ def loaded(component: Component, *, by_layer: bool = False) -> Generator[None]:
     named: Iterable[tuple[str, Any]] = cast("Any", component.module).named_modules()
     handles = [handle for name, layer in named for handle in _streamed(component, name, layer)]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it speaks of graphics cards
+            with cast("Any", torch).backends.mkldnn.flags(enabled=False):  # it copies each weight into an order of its own
+                yield
     finally:
         for handle in handles:
             handle.remove()

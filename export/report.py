@@ -84,8 +84,9 @@ def _panel(name: str, lowered: Lowered) -> list[str]:
     component = lowered.component
     title = f"{name}: {component.precision}, {component.parity_db} dB. SNR of the output if one layer alone is quantized, in dB"
     lines = [f'<text x="{_LEFT}" y="16" font-size="13">{escape(title)}</text>']
-    for number, kind in enumerate(kind for kind in COLOURS if any(row.kind == kind for row in rows)):
-        lines.append(f'<rect x="{_LEFT + 90 * number}" y="24" width="9" height="9" fill="{COLOURS[kind]}"/>')
+    shown = [(kind, colour) for kind, colour in COLOURS.items() if any(row.kind == kind for row in rows)]
+    for number, (kind, colour) in enumerate(shown):
+        lines.append(f'<rect x="{_LEFT + 90 * number}" y="24" width="9" height="9" fill="{colour}"/>')
         lines.append(f'<text x="{_LEFT + 90 * number + 13}" y="33">{kind}</text>')
     lines += [
         f'<path d="M{_LEFT} {y(db):.1f}H{_WIDTH - 12}" stroke="#ddd"/><text x="14" y="{y(db) + 4:.1f}">{db}</text>'

@@ -130,7 +130,7 @@ class _Quantized:
 
     def __init__(self, folder: Path, open_graph: Callable[..., Any]) -> None:
         self._folder, self._open_graph = folder, open_graph
-        self._model: Any = onnx.load(str(folder / write.GRAPH), load_external_data=False)
+        self._model = cast("Any", onnx).load(str(folder / write.GRAPH), load_external_data=False)
         self._makers = {name: node for node in self._model.graph.node for name in node.output}
         self._weights = {one.name: one for one in self._model.graph.initializer}
 

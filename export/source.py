@@ -175,7 +175,7 @@ def of_file(path: Path) -> Weights:
 
 
 def _read(file: safetensors.Weights, name: str) -> Array:
-    return file.read(name).astype(np.float32, copy=False)
+    return file.read(name, np.float32)
 
 
 def _weight_files(folder: Path) -> list[Path]:

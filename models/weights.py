@@ -31,6 +31,8 @@ MAX_HEADER = 16 << 20
 """Bytes; the largest checkpoints of the trade have half a megabyte."""
 MAX_TENSORS = 32_768
 METADATA = "__metadata__"
+PART = 1 << 22
+"""Elements that are converted at once."""
 
 _DTYPES: Mapping[str, str] = MappingProxyType({
     "F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
@@ -73,12 +75,19 @@ class Weights(Mapping[str, Array]):
         flat = np.frombuffer(self._data, stored, entry.length // stored.itemsize, entry.offset)
         return _widened(entry.dtype, flat).reshape(entry.shape)
 
-    def read(self, name: str) -> Array:
-        """The tensor in memory of its own, read and not mapped: mapped pages count as memory for as long as the file is open."""
+    def read(self, name: str, dtype: Any = None) -> Array:
+        """The tensor in memory of its own, as `dtype` if one is given; read and not mapped, for mapped pages count as memory as
+        long as the file is open, and converted part by part.
+        """
         entry = self.entries[name]
         stored = _stored(entry)
-        flat = np.fromfile(self.path, stored, entry.length // stored.itemsize, offset=entry.offset)
-        return _widened(entry.dtype, flat).reshape(entry.shape)
+        count = entry.length // stored.itemsize
+        whole = np.empty(count, dtype or _widened(entry.dtype, np.empty(0, stored)).dtype)
+        with self.path.open("rb") as file:
+            file.seek(entry.offset)
+            for start in range(0, count, PART):
+                whole[start : start + PART] = _widened(entry.dtype, np.fromfile(file, stored, min(PART, count - start)))
+        return whole.reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

@@ -38,7 +38,7 @@ def test_what_onnx_runtime_multiplies_with_is_what_was_packed(tmp_path, blocks):
     np.testing.assert_array_equal(read[:, 7], 0)
     feed = RNG.standard_normal((5, 32 * blocks)).astype(np.float32)
     got = calibrate.open_graph(tmp_path / write.GRAPH).run({"x": feed})["y"]
-    np.testing.assert_allclose(got, feed @ read, rtol=1e-4, atol=1e-4)
+    assert parity.snr(feed @ read, got) > 35  # activations go to 8 bit, block by block
 
 
 def test_blocks_that_hold_sixteen_values_come_back_exactly():

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
+from diffusette.export import calibrate, write
 from diffusette.export.publish import staged
 from diffusette.models.errors import RequestError, ResourceError
 
@@ -46,6 +49,28 @@ def test_a_file_that_somebody_has_open_in_the_replaced_bundle_goes_on_reading(tm
     with (tmp_path / "out" / "file").open() as live:
         build(tmp_path / "out", "two", force=True)
         assert live.read() == "one"
+
+
+def weighty(weight):
+    """x (n, 1024) → x · weight, 4 MB."""
+    x = ir.Value(name="x", shape=ir.Shape(["n", 1024]), type=ir.TensorType(ir.DataType.FLOAT))
+    data = ir.tensor(np.full((1024, 1024), weight, np.float32))
+    value = ir.Value(name="w", shape=data.shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=data)
+    node = ir.node("MatMul", [x, value])
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    return ir.Model(ir.Graph([x], node.outputs, nodes=[node], initializers=[value], opset_imports={"": 20}), ir_version=10)
+
+
+def test_a_session_goes_on_while_its_bundle_is_replaced(tmp_path):
+    for number in (1, 2):
+        with staged(tmp_path / "out", str(number), force=True) as stage:
+            write.save(weighty(number), stage.bundle)
+        if number == 1:
+            session = calibrate.open_graph(tmp_path / "out" / write.GRAPH, lean=True)  # its weights are mapped from the file
+            feed = {"x": np.ones((1, 1024), np.float32)}
+            before = session.run(feed)["y"]
+    np.testing.assert_array_equal(session.run(feed)["y"], before)
+    assert calibrate.open_graph(tmp_path / "out" / write.GRAPH).run(feed)["y"][0, 0] == 2 * before[0, 0]
 
 
 def test_a_missing_parent_folder_is_refused_and_not_made(tmp_path):
