@@ -106,7 +106,8 @@ def _pareto(rows: Sequence[Row], names: Sequence[str]) -> _Panel | None:
         return None
     left, bottom, top = 60, 250, 40
     low, high = min(point.fidelity for point in points), max(point.fidelity for point in points)
-    across = _scale(0.0, 1.05 * max(point.seconds for point in points), left, WIDTH - _LEFT)
+    slowest = max(point.seconds for point in points)
+    across = _scale(0.0, 1.05 * slowest, left, WIDTH - _LEFT)
     margin = 0.1 * (high - low) or 1.0
     up = _scale(low - margin, high + margin, bottom, top)
     parts = [_text(10, 16, f"Time against fidelity ({what}); up and left is better", weight="bold")]
@@ -120,7 +121,8 @@ def _pareto(rows: Sequence[Row], names: Sequence[str]) -> _Panel | None:
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}" fill-opacity="{1 if point in best else 0.4}"/>')
         parts += [_box(WIDTH - _LEFT + 16, top + 18 * number, 10, 10, colour)]
         parts += [_text(WIDTH - _LEFT + 30, top + 9 + 18 * number, f"{point.name}: {point.fidelity:.4g}", size=11)]
-    parts += [_text(left, bottom + 16, "0 s", size=11), _text(WIDTH - _LEFT, bottom + 16, "seconds a request", anchor="end", size=11)]
+    parts.append(_text(left, bottom + 16, "0 s", size=11))
+    parts += [_text(WIDTH - _LEFT, bottom + 16, f"{1.05 * slowest:.3g} s a request", anchor="end", size=11)]
     return _Panel(max(bottom, top + 18 * len(points)) + 50, parts)
 
 

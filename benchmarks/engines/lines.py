@@ -47,19 +47,17 @@ def with_older_names(source: Path, folder: Path) -> Path:
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
-    folder.mkdir(parents=True)
-    for path in source.iterdir():
-        if path.name != "text_encoder":
-            (folder / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
-    encoder = folder / "text_encoder"
-    encoder.mkdir()
-    for path in (source / "text_encoder").iterdir():
-        if path.suffix != ".safetensors":
-            (encoder / path.name).symlink_to(path.resolve())
+    for path in source.rglob("*"):
+        if path.is_dir():
+            continue
+        link = folder / path.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.name != "text_encoder" or path.suffix != ".safetensors":
+            link.symlink_to(path.resolve())
             continue
         with safe_open(path, "numpy") as file:
             tensors = {name if name.startswith("text_model.") else f"text_model.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
-        save_file(tensors, encoder / path.name, {"format": "pt"})
+        save_file(tensors, link, {"format": "pt"})
     return folder
 
 
