@@ -215,6 +215,8 @@ def inspect(folder: Path | None, as_json: bool) -> None:
         _print_json(facts)
     else:
         click.echo(console.outline(facts))
+        if "report.json" in bundle.manifest.files:
+            click.echo("report: what each layer became, and what that costs at the output, stands in report.json and report.svg")
 
 
 @cli.command()

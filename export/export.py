@@ -109,15 +109,17 @@ def _check_room(source: Source, destination: Path, precisions: Mapping[str, Prec
         ResourceError: less free disk or memory than the export takes at its peak.
     """
     sizes = {name: bytes_of(source, name) for name in precisions}
-    lowered = [size for name, size in sizes.items() if precisions[name] != "fp32"]
-    disk = sum(sizes.values()) + sum(size // 2 for size in lowered) + max(lowered, default=0)  # the last is the graph that is observed
+    lowered = sum(size // 2 for name, size in sizes.items() if precisions[name] != "fp32")
+    rounded = max((size for name, size in sizes.items() if precisions[name] in {"fp16", "int4"}), default=0)  # the graph that is judged
+    disk = sum(sizes.values()) + lowered + rounded
     free = shutil.disk_usage(destination.absolute().parent).free
     if free < disk * 1.05:
         raise ResourceError(
             f"{destination.absolute().parent}: {free >> 20} MiB are free, but this export takes {disk * 21 // 20 >> 20} MiB at its peak: "
             "free some space, or choose another disk"
         )
-    memory, wanted = calibrate.free_memory(), 600_000_000 + min(max(sizes.values()) // 4, 2_000_000_000)
+    rounding = max((size // 3 for name, size in sizes.items() if precisions[name] in {"int8", "int4"}), default=0)
+    memory, wanted = calibrate.free_memory(), 800_000_000 + rounding  # as measured on SD 1.5's size, whose weights are 3.4 GB
     if memory is not None and memory < wanted:
         raise ResourceError(f"{memory >> 20} MiB of memory are free, but this export takes about {wanted >> 20} MiB: close other programs")
 
