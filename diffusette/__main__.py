@@ -95,7 +95,7 @@ def generate(
     **asked: Any,
 ) -> None:
     """Draw PROMPT."""
-    from .runtime import files, metadata, pipeline
+    from .runtime import files, metadata, pipeline, recording
 
     if prompt is None and source is None:
         raise click.UsageError('a prompt is missing: expected words to draw, as in diffusette generate "red apple, flat style"')
@@ -112,9 +112,13 @@ def generate(
 
         cache = None if no_cache else "auto"
         with pipeline.load(model, provider, memory, threads=threads, cache=cache, safety=not no_safety_filter, refiner=refiner) as drawer:
+            record = None if source is None else metadata.read(source).record
+            refining = None if drawer.refiner is None else drawer.refiner.manifest
+            notes = [] if record is None else recording.differences(record, request, drawer.manifest, refining)
             result = drawer.watch(request, seen)
     written = [path_of(record) for record in result.metadata]
-    for note in result.notes:
+    notes += result.notes
+    for note in notes:
         console.say(f"note: {note}")
     if as_json:
         _print_json(
@@ -126,7 +130,7 @@ def generate(
                 "safety": result.safety,
                 "flagged": [picture.seed for picture in result.pictures if picture.flagged],
                 "timings": result.timings,
-                "notes": result.notes,
+                "notes": notes,
             }
         )
         return

@@ -75,12 +75,32 @@ def _counts(request: Request, name: str) -> bool:
 def inputs(request: Request, refiner: Manifest | None) -> dict[str, str]:
     """What beside its words and numbers a request draws from: hashes of its pictures, and the refiner as A1111 names it."""
     found = {name: _digest(image) for name, image in (("init", request.init), ("mask", request.mask)) if image is not None}
-    return found if refiner is None else {**found, "refiner": f"{refiner.source.name} [{manifests.fingerprint(refiner)[:10]}]"}
+    return found if refiner is None else {**found, "refiner": _named(refiner)}
+
+
+def _named(manifest: Manifest) -> str:
+    """As A1111 writes a model beside the main one."""
+    return f"{manifest.source.name} [{manifests.fingerprint(manifest)[:10]}]"
 
 
 def _digest(image: Image.Image) -> str:
     """Of size and pixels, in whatever file they came: SHA-256 in hex."""
     return hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).hexdigest()
+
+
+def differences(record: Record, request: Request, manifest: Manifest, refiner: Manifest | None) -> list[str]:
+    """What to say where `request`, drawn with these models, cannot give the picture of `record` again: it stands on other things."""
+    found: list[str] = []
+    if record.model_hash and record.model_hash != manifests.fingerprint(manifest):
+        was = f"{record.model} [{record.model_hash[:10]}]"
+        found.append(f"the picture was drawn with {was}, and this is {_named(manifest)}: it will differ; give its model with --model")
+    used = inputs(request, refiner)
+    found += [
+        f"{name} is another one than the picture was drawn with: it will differ"
+        for name in sorted(_SAID & record.extra.keys() & {"init", "mask", "refiner"})
+        if record.extra[name] != used.get(name)
+    ]
+    return found
 
 
 def request_of(record: Record, given: Mapping[str, Any], where: str) -> Request:

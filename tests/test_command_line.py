@@ -82,7 +82,11 @@ def test_only_what_the_mask_covers_is_drawn_and_the_file_says_what_it_needs_agai
         )
     again = run("generate", "--from", tmp_path / "one.png", *pictures, "-o", tmp_path / "two.png")
     assert again.returncode == 0, again.stderr
+    assert "note" not in again.stderr
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    Image.new("RGB", (200, 160), (0, 230, 220)).save(tmp_path / "init.png")
+    other = run("generate", "--from", tmp_path / "one.png", *pictures, "-o", tmp_path / "three.png")
+    assert "note: init is another one than the picture was drawn with" in other.stderr
     assert "give that one with --mask" in run("generate", "--from", tmp_path / "one.png", *pictures[:2]).stderr
 
 

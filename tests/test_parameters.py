@@ -37,6 +37,43 @@ def test_the_text_is_the_web_uis():
     assert parameters.compose(RECORD) == f"red apple, (flat style:1.2)\non a table\nNegative prompt: blurry, low quality\n{last}"
 
 
+def test_what_the_web_ui_has_names_for_goes_by_them():
+    extra = {
+        "hires": 2.0,
+        "hires_steps": 9,
+        "hires_strength": 0.4,
+        "hires_upscaler": "latent_bicubic",
+        "variation": 0.2,
+        "variation_seed": 5,
+        "only_masked": True,
+        "mask_blur": 4.0,
+        "mask_padding": 16,
+        "init": "ab" * 32,
+        "image_guidance": 1.2,
+        "refiner": "other [0123456789]",
+        "refiner_start": 0.8,
+        "sampler_options": {"eta": 0.5, "s_noise": 1.01},
+    }
+    record = Record(prompt="fox", seed=7, steps=20, guidance=7.5, sampler="ddim", schedule="model", width=512, height=512, extra=extra)
+    last = parameters.compose(record).split("\n")[-1]
+    for said in (
+        "Hires upscale: 2, Hires steps: 9, Denoising strength: 0.4, Hires upscaler: Latent (bicubic)",
+        "Variation seed strength: 0.2, Variation seed: 5",
+        "Inpaint area: Only masked",
+        "Mask blur: 4, Masked area padding: 16",
+        "Image CFG scale: 1.2",
+        "Refiner: other [0123456789], Refiner switch at: 0.8",
+        "Eta: 0.5",
+        "Sigma noise: 1.01",
+    ):
+        assert said in last
+    assert "abab" not in last
+    found = parameters.parse(parameters.compose(record))
+    assert "strength" not in found
+    for name in ("hires", "hires_steps", "hires_strength", "variation", "variation_seed", "mask_blur", "mask_padding", "refiner_start"):
+        assert found[name] == extra[name]
+
+
 def test_the_text_is_read_back():
     found = parameters.parse(parameters.compose(RECORD))
     expected = {
