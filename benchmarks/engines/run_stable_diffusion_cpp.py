@@ -14,9 +14,13 @@ import lines  # first: its clock starts with it
 def open_engine(job: dict[str, Any]) -> tuple[lines.Draw, dict[str, str]]:
     from stable_diffusion_cpp import StableDiffusion
 
-    engine = StableDiffusion(
-        model_path=job["prepared"], n_threads=job["threads"], wtype=job["variant"], flash_attn=True, vae_decode_only=True, verbose=False
-    )
+    try:
+        engine = StableDiffusion(
+            model_path=job["prepared"], n_threads=job["threads"], wtype=job["variant"], flash_attn=True, vae_decode_only=True, verbose=False
+        )
+    except ValueError as error:  # a null pointer, and no word about why
+        message = f"it could not load the model ({error}); it knows the layouts and sizes of released models only"
+        raise RuntimeError(message) from error
 
     def draw(job: dict[str, Any]) -> Any:
         return engine.generate_image(
