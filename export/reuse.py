@@ -85,7 +85,8 @@ def _agreement(source: Path, paths: dict[str, Path], component: Component, deep:
 
 
 def _run(graph: Path, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    session = open_graph(graph)
+    """Opened the same way whatever its size: weights that are packed go to other kernels, which round otherwise."""
+    session = open_graph(graph, lean=True)
     try:
         return session.run(feeds)
     finally:

@@ -6,7 +6,7 @@ bit for bit: the files are never touched, and a session with changed weights is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,10 +195,12 @@ def _variant(
     if not touching and not rows:
         return None
 
-    def merged() -> dict[str, merge.Array]:
+    def merged(there: Container[str]) -> dict[str, merge.Array]:
         graph, initializers = bundle.path(bundle.manifest.components[component].graph), bundle.graphs[component].initializers
         found = merge.rows_replaced(graph, initializers, EMBEDDING, rows) if rows else {}
         for place in dict.fromkeys(place for one in touching for place in one.lora.changes if place.component == component):
+            if merge.weight_of(initializers, place.module).name not in there:
+                continue
             shape = merge.shape_of(initializers, place.module)
             deltas = [(one.weight(component), one.lora.changes[place].delta(shape)) for one in touching if place in one.lora.changes]
             found |= merge.added(graph, initializers, place.module, merge.total(deltas))

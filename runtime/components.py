@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -57,8 +57,8 @@ class Variant(NamedTuple):
 
     key: tuple[str, ...]
     """What tells it from every other; never empty."""
-    weights: Callable[[], Mapping[str, NDArray[Any]]]
-    """Initializers to use instead of the file's, by name; made each time a session is opened."""
+    weights: Callable[[Container[str]], Mapping[str, NDArray[Any]]]
+    """Names of the initializers that a graph has → those to use instead of the file's; made each time a session is opened."""
 
 
 _Key = tuple[str, tuple[str, ...], tuple[tuple[str, int], ...]]
@@ -139,10 +139,7 @@ class Components:
             oldest = next(one for one in self._open if one[0] == name)
             self._open.pop(oldest).close()
         graph = self.bundle.path(described.graph)
-        weights: Mapping[str, NDArray[Any]] = variant.weights() if variant else {}
-        if isinstance(described, Graph):
-            there = onnx_file.read(graph).initializers
-            weights = {name: array for name, array in weights.items() if name in there}
+        weights = variant.weights(onnx_file.read(graph).initializers) if variant else {}
         options = replace(self._options, dimensions=dimensions, weights=weights)
         if self.plan == "streamed" or (self.plan == "sequential" and name in TILED):
             # Convolutions gain little from more. Other providers copy weights anyway, and need what folding gives.

@@ -69,7 +69,7 @@ def shape_of(initializers: Initializers, module: str) -> tuple[int, ...]:
             f"{module} is stored in 4 bit, whose steps are larger than what a LoRA changes: "
             "merge the LoRA when exporting (`diffusette export --lora`), or use a bundle in int8"
         )
-    shape = _weight(initializers, module).shape
+    shape = weight_of(initializers, module).shape
     return shape[::-1] if len(shape) == 2 else shape
 
 
@@ -82,7 +82,7 @@ def added(graph: Path, initializers: Initializers, module: str, delta: Real) -> 
     Raises:
         RequestError: the sum is too large for the weight's dtype, or not finite.
     """
-    weight = _weight(initializers, module)
+    weight = weight_of(initializers, module)
     delta = _factored(graph, initializers, module, delta)
     delta = delta.T if delta.ndim == 2 else delta
     stored = values(graph, weight)
@@ -119,7 +119,7 @@ def rows_replaced(graph: Path, initializers: Initializers, module: str, rows: Ma
 
     In 8 bit an embedding has a scale a row, which is stored as a column, `NAME.weight_scale_column` (rows, 1).
     """
-    weight = _weight(initializers, module)
+    weight = weight_of(initializers, module)
     changed: Array = np.array(values(graph, weight))
     places = list(rows)
     vectors = np.stack([rows[place] for place in places])
@@ -137,10 +137,15 @@ def rows_replaced(graph: Path, initializers: Initializers, module: str, rows: Ma
 
 def embedding_shape(initializers: Initializers, module: str) -> tuple[int, ...]:
     """(rows, width) of the embedding `module`."""
-    return _weight(initializers, module).shape
+    return weight_of(initializers, module).shape
 
 
-def _weight(initializers: Initializers, module: str) -> Initializer:
+def weight_of(initializers: Initializers, module: str) -> Initializer:
+    """The stored weight of `module`.
+
+    Raises:
+        BundleError: there is none under that name.
+    """
     for form in _FORMS:
         if module + form in initializers:
             return initializers[module + form]
