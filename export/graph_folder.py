@@ -154,8 +154,8 @@ def _prepared(path: Path, inputs: Mapping[str, Tensor]) -> ir.Model:
     """The graph at `path`, weights unread, with our names for free dimensions and for weights that an exporter has numbered."""
     model: ir.Model = cast("Any", ir).load(path)
     for value in model.graph.inputs:
-        if value.name in inputs:
-            value.shape = ir.Shape(inputs[value.name].shape)
+        if (known := inputs.get(value.name or "")) is not None:
+            value.shape = ir.Shape(known.shape)
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
@@ -176,8 +176,8 @@ def _prepared(path: Path, inputs: Mapping[str, Tensor]) -> ir.Model:
 
 
 def _reader(path: Path, tensor: ir.ExternalTensor) -> Callable[[], NDArray[Any]]:
-    place: Any = tensor.location
-    file, dtype, shape = path.parent / str(place), tensor.dtype.numpy(), graph.dims(tensor)
+    place: Any = tensor
+    file, dtype, shape = path.parent / str(place.location), tensor.dtype.numpy(), graph.dims(tensor)
     return lambda: np.fromfile(file, dtype, math.prod(shape), offset=tensor.offset or 0).reshape(shape)
 
 

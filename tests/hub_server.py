@@ -39,6 +39,8 @@ class Hub:
     """Path → a size that is not the file's."""
     on_listing: Any = None
     """Called after a listing was given."""
+    shown: list[str] = field(default_factory=list)
+    """Credentials that the other host was shown."""
     log: list[tuple[str, str, str]] = field(default_factory=list)
     """(method, path, Range) of each request."""
     endpoint: str = ""
@@ -88,6 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path.startswith("/api/models/"):
             self.api(path.removeprefix("/api/models/"), parse_qs(url.query))
         elif path.startswith("/cdn/"):
+            self.hub.shown += self.headers.get_all("Authorization", [])
             commit, _, inside = path.removeprefix("/cdn/").partition("/")
             self.content(inside, self.hub.commits[commit][inside], {})
         elif "/resolve/" in path:

@@ -195,12 +195,19 @@ def test_a_gated_model_says_where_to_agree(served):
         hub.fetch("owner/model")
 
 
-def test_a_private_model_is_fetched_with_the_token_only(served, monkeypatch):
+def test_a_private_model_is_fetched_with_the_token_which_no_other_host_sees(served, monkeypatch):
     served.token = "hf_secret"
     with pytest.raises(RequestError, match="a private one needs HF_TOKEN"):
         hub.fetch("owner/model")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert WEIGHT in names(hub.fetch("owner/model").folder)
+    assert served.shown == []
+
+
+def test_telemetry_is_off_before_the_hubs_library_is_loaded():
+    code = "import diffusette.export; from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 def test_a_model_that_only_has_pickles_is_refused_before_anything_is_fetched(served, files):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from diffusette.export import components, reference, source, vocabulary
+from diffusette.export import assemble, components, reference, source, vocabulary
 from diffusette.models import families
 from diffusette.models.errors import BundleError
 from tests import tiny_models
@@ -67,7 +67,8 @@ def test_every_component_of_a_family_can_be_built_and_agrees_on_its_names(folder
     channels = {"sd1-inpaint": 9, "sd1-pix2pix": 8}.get(name, 4)
     assert built["unet"].inputs[0].shape == ("batch_size", channels, "height", "width")
     if "text_encoder_2" in built:
-        assert [port.name for port in built["text_encoder_2"].outputs] == ["last_hidden_state", "text_embeds", "hidden_states.1"]
+        states = [f"hidden_states.{number}" for number in (2, 1, 0)]  # all of them, the last one before the final norm included
+        assert [port.name for port in built["text_encoder_2"].outputs] == ["last_hidden_state", "text_embeds", *states]
 
 
 def test_the_text_encoder_gives_what_transformers_gives_at_every_layer(folders):
@@ -93,6 +94,63 @@ def test_a_class_outside_the_list_is_refused_by_name(folder):
     edit(folder / "model_index.json", unet=["evil", "RunsCode"])
     with pytest.raises(BundleError, match="unet is a 'RunsCode', expected UNet2DConditionModel"):
         source.open_folder(folder)
+
+
+def test_code_that_lies_in_a_models_folder_is_never_run(folder, tmp_path, monkeypatch):
+    trap = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass UNet2DConditionModel: pass\n"
+    for name in ("pipeline.py", "unet/modeling_trap.py", "unet/__init__.py", "text_encoder/modeling_trap.py", "diffusers.py", "trap.py"):
+        (folder / name).write_text(trap)
+    monkeypatch.chdir(folder)
+    auto = {"AutoModel": "modeling_trap.UNet2DConditionModel", "AutoConfig": "modeling_trap.UNet2DConditionModel"}
+    for name in ("unet", "text_encoder"):
+        edit(folder / name / "config.json", auto_map=auto, trust_remote_code=True)
+    edit(folder / "model_index.json", unet=["trap", "UNet2DConditionModel"])  # an allowed name in a module of theirs
+    opened = source.open_folder(folder)
+    for name in opened.components:
+        assert type(components.build(opened, name).module).__module__.startswith("diffusette.")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_licence_is_read_off_the_model_card_or_unknown_with_a_warning(folder):
+    assert source.open_folder(folder).licence == "apache-2.0"
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: sai-nc-community\n---\n")
+    assert source.open_folder(folder).licence == "sai-nc-community"
+    for card in ("", "no front matter\nlicense: mit\n", "---\ntags: x\n---\nlicense: mit\n"):
+        (folder / "README.md").write_text(card)
+        opened = source.open_folder(folder)
+        assert opened.licence == "unknown"
+        assert "no licence is named in a README.md: recorded as unknown" in assemble.warnings(opened)[0]
+    (folder / "README.md").unlink()
+    assert source.open_folder(folder).licence == "unknown"
+
+
+def test_the_licence_and_the_card_of_the_source_are_copied_and_what_is_unknown_is_recorded(folder, tmp_path):
+    made = assemble.prepare(source.open_folder(folder), tmp_path / "one", {}, "cpu")
+    assert made.source.licence == "apache-2.0"
+    for name in ("LICENSE", "README.md"):
+        assert (tmp_path / "one" / name).read_bytes() == (folder / name).read_bytes()
+        assert name in made.files
+        (folder / name).unlink()
+    made = assemble.prepare(source.open_folder(folder), tmp_path / "two", {}, "cpu")
+    assert (made.source.licence, {"LICENSE", "README.md"} & made.files.keys()) == ("unknown", set())
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
+def test_transformers_4_and_5_name_the_tensors_of_a_text_encoder_differently_and_mean_the_same(folders, name, tmp_path):
+    folder = shutil.copytree(folders["sdxl"], tmp_path / "model")
+    path = folder / name / "model.safetensors"
+    state = load_file(path)
+    bare = {key.removeprefix("text_model."): value for key, value in state.items()}
+    old = {key if key.startswith("text_projection.") else f"text_model.{key}": value for key, value in bare.items()}
+    old["text_model.embeddings.position_ids"] = torch.arange(tiny_models.TOKENS)[None]  # saved before transformers 4.31
+    found = []
+    for names in (old, bare):
+        save_file(names, path)
+        component = components.build(source.open_folder(folder), name)
+        found.append({key: component.weights.read(key) for key in component.weights.shapes})
+    assert found[0].keys() == found[1].keys() == component.module.state_dict().keys()
+    for key, value in found[0].items():
+        np.testing.assert_array_equal(value, found[1][key])
 
 
 def test_an_unknown_pipeline_is_refused_by_name(folder):
