@@ -116,16 +116,7 @@ def _split(rows: Sequence[Mapping[str, Scalar]]) -> tuple[list[str], list[Column
 def remarks(report: Report) -> list[str]:
     """What is to be said beside the numbers, a line each: errors, comparisons, fidelity, noise, whether it is all."""
     lines = [f"not measured: {_name(row)}: {row.error}" for row in report.rows if row.error]
-    for one in report.comparisons:
-        settings = f"{one.provider}, {one.memory}, {one.steps} steps"
-        if one.latency is None:
-            lines.append(f"no comparison with {one.versus} ({settings}): {one.refused}")
-        else:
-            ratio = one.latency
-            lines.append(
-                f"{one.model_name} takes {ratio.ratio:.3f} × the time of {one.versus} ({settings}; "
-                f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}, {ratio.pairs} pairs)"
-            )
+    lines += _comparisons(report)
     seen: list[Fidelity] = []
     for row in report.rows:
         if row.fidelity is not None and row.fidelity not in seen:
@@ -141,6 +132,23 @@ def remarks(report: Report) -> list[str]:
     if not report.complete:
         lines.append("not complete: measuring was interrupted")
     return lines
+
+
+def _comparisons(report: Report) -> list[str]:
+    """Each ratio, and what is not compared, one line a reason."""
+    lines: list[str] = []
+    refused: dict[str, list[str]] = {}
+    for one in report.comparisons:
+        settings = f"{one.provider}, {one.memory}, {one.steps} steps"
+        if one.latency is None:
+            refused.setdefault(one.refused, []).append(f"{one.versus} ({settings})")
+        else:
+            ratio = one.latency
+            lines.append(
+                f"{one.model_name} takes {ratio.ratio:.3f} × the time of {one.versus} ({settings}; "
+                f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}, {ratio.pairs} pairs)"
+            )
+    return [*lines, *(f"no comparison with {', '.join(names)}: {reason}" for reason, names in refused.items())]
 
 
 def _name(row: Row) -> str:
