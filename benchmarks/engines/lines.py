@@ -99,7 +99,7 @@ def _serve(job: dict[str, Any], open_engine: Open, tell: Callable[[str, dict[str
         started = time.perf_counter()
         picture = draw(job)
         latency = time.perf_counter() - started
-        settled = {name: job[name] for name in ("width", "height", "steps", "guidance", "sampler")}
-        tell("Drawn", {"latency": latency, "calls": list(calls), "notes": [], **settled})
         if job["picture"] and not Path(job["picture"]).exists():
             picture.save(job["picture"])
+        settled = {name: job[name] for name in ("width", "height", "steps", "guidance", "sampler")}
+        tell("Drawn", {"latency": latency, "calls": list(calls), "notes": [], **settled})
