@@ -34,8 +34,8 @@ from .trace import trace
 def floats_of(
     stage: Stage, origin: Origin, source: Source, target: Target, loras: Sequence[Lora], progress: Callable[[str, float], None]
 ) -> dict[str, manifest.Component]:
-    """Every component of `source` in float32, each a stage of its own; large ones in processes of their own, one after the other, so that
-    their memory is given back whole, and small ones here meanwhile.
+    """Every component of `source` in float32, each a stage of its own; large ones in processes of their own, so that their
+    memory is given back whole, and small ones here meanwhile.
 
     Raises:
         ResourceError: a process was killed.
@@ -68,7 +68,8 @@ def floats_of(
 
 
 def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),), max_tasks_per_child=1)
+    """Two processes at most, each for one task: tracing, which takes longest, uses one core."""
+    return ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),), max_tasks_per_child=1)
 
 
 def _end_with(parent: int) -> None:

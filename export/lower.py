@@ -12,7 +12,7 @@ import msgspec
 
 from ..models.manifest import Component, Precision, Target
 from . import equalize, half, parity, quantize, ranges, recipe, sensitivity, write
-from .calibrate import Feeds, open_graph
+from .calibrate import Feeds, open_graph, size
 from .layers import Layer, layers
 from .pieces import Pieces, Values
 from .quantize import Form, Row
@@ -22,7 +22,7 @@ from .targets import FORMS
 CHECKED = 8
 """Recorded inputs on which a graph is compared with float, evenly spread over all."""
 MEASURED = 2
-"""Recorded inputs on which the effect of each layer is measured."""
+"""Recorded inputs on which the effect of each layer is measured; one where weights are large."""
 ATTEMPTS = 8
 """Graphs that are made at most until the bar is met with no more layers in float than it takes."""
 _BETTER: Mapping[Kind, Kind] = MappingProxyType({"int4": "weights", "int8": "weights", "weights": "half"})
@@ -141,7 +141,8 @@ def _costs(job: _Job, found: Sequence[Layer], rows: Sequence[Row], feeds: Sequen
     """What each layer with integer weights costs at the output, and what it works."""
     lossy = {row.layer: row.snr or 0.0 for row in rows if row.kind in _INTEGERS}
     measured = sorted((layer for layer in found if layer.name in lossy), key=lambda layer: lossy[layer.name])[: sensitivity.MOST]
-    places = [len(feeds) * (2 * number + 1) // (2 * MEASURED) for number in range(MEASURED)]
+    count = 1 if size(job.floats) >= sensitivity.LARGE else MEASURED
+    places = [len(feeds) * (2 * number + 1) // (2 * count) for number in range(count)]
     chosen = [feeds[place] for place in sorted(set(places))]
     return sensitivity.costs(job.floats, job.folder, measured, job.factors, chosen, open_graph)
 

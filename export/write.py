@@ -24,6 +24,8 @@ INLINE = 1_000_000
 SMALL = 1024
 """Tensors below this many bytes stay in the graph."""
 PAGE, LINE = 4096, 64
+_FINGERPRINTS: dict[tuple[int, int, int, int], File] = {}
+"""Of files by device, number, size and time."""
 
 
 def save(model: ir.Model, folder: Path) -> dict[str, File]:
@@ -121,6 +123,10 @@ def _write(path: Path, data: bytes) -> File:
 
 
 def fingerprint(path: Path) -> File:
-    """Size and SHA-256 of the file at `path`."""
-    with path.open("rb") as file:
-        return File(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    """Size and SHA-256 of the file at `path`; read once, however often it is renamed and asked for."""
+    about = path.stat()
+    key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+    if key not in _FINGERPRINTS:
+        with path.open("rb") as file:
+            _FINGERPRINTS[key] = File(about.st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return _FINGERPRINTS[key]
