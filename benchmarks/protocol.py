@@ -27,6 +27,7 @@ from .conditions import Watch, describe
 from .contender import Contender
 from .grid import FEWEST_PAIRS, Settings
 from .metrics import likeness, read
+from .report import check
 from .results import Comparison, Likened, Report, Row, row
 from .rivals import RIVALS, Rival
 from .summary import paired_ratio
@@ -42,6 +43,8 @@ def run(settings: Settings, advance: Callable[[str, float], None], keep: Callabl
     Raises:
         DiffusetteError: the reference cannot be opened or drawn with, or rivals cannot be given what they need.
     """
+    if picture is not None:
+        check(picture)
     with TemporaryDirectory(prefix="diffusette-bench-") as folder:
         measurement = _Measurement(settings, advance, Path(folder))
         try:

@@ -205,14 +205,23 @@ def keeper(files: Mapping[str, Path | None]) -> Callable[[Report], None]:
     """
     wanted = {form: path for form, path in files.items() if path is not None}
     for path in wanted.values():
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise RequestError(f"{path}: cannot be written: expected the name of a file in a folder that exists")
+        check(path)
 
     def keep(report: Report) -> None:
         for form, path in wanted.items():
             _write(path, FORMS[form](report))
 
     return keep
+
+
+def check(path: Path) -> None:
+    """Refuse a file that cannot be written before anything is measured.
+
+    Raises:
+        RequestError: a folder, or in none that exists and can be written.
+    """
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise RequestError(f"{path}: cannot be written: expected the name of a file in a folder that exists")
 
 
 def _write(path: Path, content: str) -> None:

@@ -352,6 +352,7 @@ def test_a_process_that_is_killed_is_a_failure_that_says_what_may_have_happened(
         (["--size", "64xl"], ["64xl", "768x512"]),
         (["--repeats", "0"], ["repeats", "at least 1"]),
         (["--versus", ".", "--repeats", "2"], ["repeats", "at least 5"]),
+        (["--sheet", "nowhere/sheet.png"], ["nowhere/sheet.png", "folder that exists"]),
         (["-o", "nowhere/report.json"], ["nowhere/report.json", "folder that exists"]),
     ],
 )
