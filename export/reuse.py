@@ -99,7 +99,7 @@ def _deep_shape(join: ir.Node) -> list[str]:
     return ["batch_size", *(["deep_channels", *sides] if attribute(join, "axis") == 1 else [*sides, "deep_channels"])]
 
 
-_SIZES = {"height": 16, "width": 16, "sequence_length": 8}
+_SIZES = {"height": 16, "width": 24, "sequence_length": 8}
 
 
 def _load(graph: Path) -> ir.Model:
