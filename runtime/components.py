@@ -139,7 +139,7 @@ class Components:
             oldest = next(one for one in self._open if one[0] == name)
             self._open.pop(oldest).close()
         graph = self.bundle.path(described.graph)
-        weights = variant.weights(onnx_file.read(graph).initializers) if variant else {}
+        weights: Mapping[str, NDArray[Any]] = variant.weights(onnx_file.read(graph).initializers) if variant else {}
         options = replace(self._options, dimensions=dimensions, weights=weights)
         if self.plan == "streamed" or (self.plan == "sequential" and name in TILED):
             # Convolutions gain little from more. Other providers copy weights anyway, and need what folding gives.
