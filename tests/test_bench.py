@@ -337,7 +337,7 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_process(sd1_bundle: Path, 
 def test_a_process_that_is_killed_is_a_failure_that_says_what_may_have_happened(sd1_bundle: Path) -> None:
     with Contender(Job(str(sd1_bundle), "fox", provider="cpu", width=64, height=64, steps=1)) as contender:
         assert contender.opened is not None
-        (worker,) = psutil.Process().children()
+        (worker,) = (child for child in psutil.Process().children() if "diffusette.benchmarks.worker" in child.cmdline())
         worker.kill()
         contender.draw()
     assert "SIGKILL" in contender.failure

@@ -15,7 +15,7 @@ def open_engine(job: dict[str, Any]) -> tuple[lines.Draw, dict[str, str]]:
     torch.set_num_threads(job["threads"])
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job["variant"]]
     pipe = StableDiffusionPipeline.from_pretrained(job["folder"], torch_dtype=dtype, safety_checker=None)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     pipe.text_encoder.forward = lines.timed("text_encoder", pipe.text_encoder.forward)
     pipe.unet.forward = lines.timed("unet", pipe.unet.forward)

@@ -28,7 +28,7 @@ def open_engine(job: dict[str, Any]) -> tuple[lines.Draw, dict[str, str]]:
     pipe = OVStableDiffusionPipeline.from_pretrained(job["prepared"], device="CPU", ov_config=config, compile=False, safety_checker=None)
     pipe.reshape(batch_size=1, height=job["height"], width=job["width"], num_images_per_prompt=1)
     pipe.compile()
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     precision = str(pipe.unet.request.get_property("INFERENCE_PRECISION_HINT")).strip("<>").split("'")[1]
     for name, part in (("text_encoder", pipe.text_encoder), ("unet", pipe.unet), ("vae_decoder", pipe.vae_decoder)):

@@ -20,7 +20,7 @@ def open_engine(job: dict[str, Any]) -> tuple[lines.Draw, dict[str, str]]:
     pipe = ORTStableDiffusionPipeline.from_pretrained(
         job["prepared"], provider="CPUExecutionProvider", session_options=options, safety_checker=None
     )
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     pipe.text_encoder.forward = lines.timed("text_encoder", pipe.text_encoder.forward)
     pipe.unet.forward = lines.timed("unet", pipe.unet.forward)
