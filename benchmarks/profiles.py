@@ -50,6 +50,6 @@ def remarks(profile: str, row: Row) -> list[str]:
         return [f"Procyon scores SD 1.5 and SDXL, and this model is {row.family}: no score"]
     name, side, scale = _PROCYON[row.family]
     time = PICTURES / row.throughput
-    if (row.width, row.height) != (side, side):
-        return [f"Procyon's protocol wants {name} at {side}×{side}, this is {size}: 16 pictures take {time:.1f} s, no score"]
+    if (row.width, row.height, row.steps) != (side, side, PROFILES["procyon"].steps):
+        return [f"Procyon's protocol wants {name} at {side}×{side} in 100 steps, this is {size}: 16 pictures take {time:.1f} s, no score"]
     return [f"Procyon's protocol ({name}, {size}), {NOTICE}: score {K * scale / time:.0f}, {time:.1f} s for 16 pictures"]

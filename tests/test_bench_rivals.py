@@ -118,7 +118,7 @@ def test_a_profile_settles_steps_guidance_and_sampler_and_says_that_it_is_not_of
 
 
 def test_procyons_score_is_5000_for_16_pictures_in_20_seconds() -> None:
-    (line,) = profiles.remarks("procyon", row(20 / 16))
+    (line,) = profiles.remarks("procyon", row(20 / 16, steps=100))
     assert "score 5000" in line
     assert profiles.NOTICE in line
     (line,) = profiles.remarks("procyon", row(20 / 16, width=128, height=128))
