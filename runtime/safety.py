@@ -121,7 +121,7 @@ def prepared(image: Image.Image, view: View) -> Array:
     resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     pixels = np.asarray(resized.crop((left, top, left + size, top + size)), np.float32) / np.float32(255)
-    return np.ascontiguousarray(((pixels - np.float32(view.mean)) / np.float32(view.std)).transpose(2, 0, 1)[None])
+    return np.ascontiguousarray(((pixels - np.array(view.mean, np.float32)) / np.array(view.std, np.float32)).transpose(2, 0, 1)[None])
 
 
 def unsafe(image_embeds: NDArray[Any], concepts: Concepts) -> NDArray[np.bool_]:
@@ -135,7 +135,7 @@ def unsafe(image_embeds: NDArray[Any], concepts: Concepts) -> NDArray[np.bool_]:
     embeds = normalized(image_embeds)
     careful = (np.round(embeds @ concepts.special.T - concepts.special_thresholds, 3) > 0).any(axis=1, keepdims=True)
     scores = embeds @ concepts.embeds.T - concepts.thresholds + np.where(careful, CARE, np.float32(0))
-    return (np.round(scores, 3) > 0).any(axis=1)
+    return np.any(np.round(scores, 3) > 0, axis=1)
 
 
 def normalized(embeds: NDArray[Any]) -> Array:
