@@ -49,7 +49,7 @@ class TextEncoder(nn.Module):
         self.raw = raw
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """input_ids (batch, tokens) int64 → last hidden state, pooled (projected if there is a projection), earlier hidden states."""
+        """input_ids (batch, tokens) int64 → last hidden state, pooled (with a projection: projected, and first), earlier hidden states."""
         model = self.text_model
         places = torch.arange(input_ids.shape[1])
         x = model.embeddings.token_embedding(input_ids) + model.embeddings.position_embedding(places)
@@ -67,7 +67,8 @@ class TextEncoder(nn.Module):
         if hasattr(self, "text_projection"):
             pooled = self.text_projection(pooled)
         kept = [states[k] if self.raw else model.final_layer_norm(states[k]) for k in hidden_states(len(states) - 1, whole=self.raw)]
-        return last, pooled, *kept
+        # With a projection, what pipelines of optimum and diffusers take for the pooled text is the first output.
+        return (pooled, last, *kept) if hasattr(self, "text_projection") else (last, pooled, *kept)
 
 
 def hidden_states(layers: int, *, whole: bool = False) -> range:
@@ -89,12 +90,8 @@ def _text_encoder(source: Source, name: str) -> Component:
     width, layers = config.hidden_size, config.num_hidden_layers
     label = "hidden_states" if raw else "normed_hidden_states"
     tokens: tuple[int | str, ...] = ("batch_size", "sequence_length", width)
-    outputs = [Port("last_hidden_state", "float32", tokens)]
-    outputs.append(
-        Port("text_embeds", "float32", ("batch_size", int(config.projection_dim or 0)))
-        if projected
-        else Port("pooler_output", "float32", ("batch_size", width))
-    )
+    last, pooled = Port("last_hidden_state", "float32", tokens), Port("pooler_output", "float32", ("batch_size", width))
+    outputs = [Port("text_embeds", "float32", ("batch_size", int(config.projection_dim or 0))), last] if projected else [last, pooled]
     outputs += [Port(f"{label}.{k}", "float32", tokens) for k in hidden_states(layers, whole=raw)]
     found = source.weights(name)
     ports = (Port("input_ids", "int64", ("batch_size", "sequence_length")),)

@@ -59,7 +59,7 @@ def picture(folder: Path, case: plan.Case) -> np.ndarray:
     """What our runtime draws from `folder`."""
     with pipeline.load(folder, provider="cpu") as drawing:
         wanted = Request(
-            case.prompt, width=case.size, height=case.size, steps=case.steps, guidance=case.guidance, sampler="ddim", schedule="model"
+            case.prompt, width=case.size, height=case.size, steps=case.steps, guidance=case.guidance, sampler="euler", schedule="model"
         )
         return np.asarray(drawing.generate(wanted, seed=case.seed).images[0])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from optimum.exporters.onnx import main_export
 from optimum.onnxruntime import ORTDiffusionPipeline
 
@@ -42,7 +42,7 @@ def draw(work: Path) -> None:
 
 def picture(pipeline, case):
     """The picture of `case` in 8 bit, (height, width, 3)."""
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline(
         case.prompt,
