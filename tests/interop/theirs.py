@@ -42,7 +42,9 @@ def draw(work: Path) -> None:
 
 def picture(pipeline, case):
     """The picture of `case` in 8 bit, (height, width, 3)."""
-    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    config = pipeline.scheduler.config
+    spacing = config.get("timestep_spacing", "leading")  # where nothing is said, PNDM's, which Euler's own is not
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(config, timestep_spacing=spacing)
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline(
         case.prompt,
