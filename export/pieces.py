@@ -30,7 +30,7 @@ _STRAY = "piece-*.onnx"
 
 
 class Pieces:
-    """The graph that `write.save` wrote into `folder`, cut where it comes to `limit` bytes of weights.
+    """The graph that `write.save` wrote into `folder`, or one in `file` beside it, cut where it comes to `limit` bytes of weights.
 
     `open_graph(path, lean=…)` opens a file as a session, with little memory where `lean`. A graph of one piece stays open until
     `close`; of several, one is open at a time.
@@ -43,9 +43,10 @@ class Pieces:
         watched: Collection[str] = (),
         nudged: Collection[str] = (),
         limit: int = PIECE,
+        file: str = write.GRAPH,
     ) -> None:
         self._folder, self._open_graph = folder, open_graph
-        model = cast("Any", onnx).load(str(folder / write.GRAPH), load_external_data=False)
+        model = cast("Any", onnx).load(str(folder / file), load_external_data=False)
         self._model = model
         graph = model.graph
         self._weights: dict[str, Any] = {one.name: one for one in graph.initializer}

@@ -28,6 +28,7 @@ from ..models.manifest import Component, Graph, Tensor
 from . import parity, write
 from .calibrate import open_graph
 from .graph import attribute, constant, declined, initializer, integers, nodes_of, producer, tidy
+from .pieces import Pieces
 
 DEEP, STRIDE = "deep_features", "token_stride"
 DEPTH = 1
@@ -86,11 +87,11 @@ def _agreement(source: Path, paths: dict[str, Path], component: Component, deep:
 
 def _run(graph: Path, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Opened the same way whatever its size: weights that are packed go to other kernels, which round otherwise."""
-    session = open_graph(graph, lean=True)
+    pieces = Pieces(graph.parent, lambda path, **_: open_graph(path, lean=True), file=graph.name)
     try:
-        return session.run(feeds)
+        return pieces.run(feeds)
     finally:
-        session.close()
+        pieces.close()
 
 
 def _deep_shape(join: ir.Node) -> list[str]:
