@@ -54,11 +54,11 @@ def test_the_shipped_bundle_is_whole_and_weighs_at_most_40_megabytes() -> None:
 
 def test_the_int8_bundle_draws_what_the_fp32_bundle_draws(shipped: Pipeline, floats: Pipeline) -> None:
     found = [psnr(shipped.generate(prompt, seed=7).images[0], floats.generate(prompt, seed=7).images[0]) for prompt in PROMPTS]
-    assert np.mean(found) >= 30, found
+    assert min(found) >= 30, found
 
 
 def test_exporting_the_source_again_reproduces_the_shipped_bundle(shipped: Pipeline, tmp_path: Path) -> None:
-    export_folder(SOURCE, tmp_path / "again", Options(precision="int8"))
+    export_folder(SOURCE, tmp_path / "again", Options(precision="int8", min_snr=31))
     again = open_bundle(tmp_path / "again").manifest
     assert again.files.keys() == shipped.manifest.files.keys()
     assert again.components.keys() == shipped.manifest.components.keys()
