@@ -87,11 +87,16 @@ def _agreement(source: Path, paths: dict[str, Path], component: Component, deep:
 
 def _run(graph: Path, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Opened the same way whatever its size: weights that are packed go to other kernels, which round otherwise."""
-    pieces = Pieces(graph.parent, lambda path, **_: open_graph(path, lean=True), file=graph.name)
+    pieces = Pieces(graph.parent, _open_lean, file=graph.name)
     try:
         return pieces.run(feeds)
     finally:
         pieces.close()
+
+
+def _open_lean(path: Path, *, lean: bool = True) -> Any:
+    del lean  # always: see above
+    return open_graph(path, lean=True)
 
 
 def _deep_shape(join: ir.Node) -> list[str]:
