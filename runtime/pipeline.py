@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -78,14 +78,14 @@ class Pipeline:
             self.refiner.cancel()
 
     def generate(self, prompt: str | Request, **fields: Unpack[Fields]) -> Result:
-        """Draw `prompt`; `fields` are those of `Request`.
+        """Draw `prompt`; `fields` are those of `Request`, and come before those of a request that is given.
 
         Raises:
             RequestError: what was asked for cannot be drawn.
             ResourceError: memory does not suffice.
             NumericalError: NaN or Inf came out.
         """
-        request = Request(prompt, **fields) if isinstance(prompt, str) else prompt
+        request = Request(prompt, **fields) if isinstance(prompt, str) else replace(prompt, **fields)
         return self.watch(request, lambda _event: None)
 
     def watch(self, request: Request, seen: Callable[[Step | Picture], None]) -> Result:

@@ -166,6 +166,10 @@ def test_the_record_says_what_it_takes_to_draw_the_picture_again(drawer: Pipelin
     assert np.array_equal(pixels(again.images[0]), pixels(first.images[0]))
 
 
+def test_fields_beside_a_request_come_before_its_own(drawer: Pipeline) -> None:
+    assert drawer.generate(Request("a cat", steps=1, seed=1), seed=4).seeds == (4,)
+
+
 def test_keyword_arguments_are_the_fields_of_a_request() -> None:
     assert {*Fields.__annotations__, "prompt"} == set(Request.__dataclass_fields__)
 
