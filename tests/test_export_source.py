@@ -68,7 +68,7 @@ def test_every_component_of_a_family_can_be_built_and_agrees_on_its_names(folder
     assert built["unet"].inputs[0].shape == ("batch_size", channels, "height", "width")
     if "text_encoder_2" in built:
         states = [f"hidden_states.{number}" for number in (2, 1, 0)]  # all of them, the last one before the final norm included
-        assert [port.name for port in built["text_encoder_2"].outputs] == ["last_hidden_state", "text_embeds", *states]
+        assert [port.name for port in built["text_encoder_2"].outputs] == ["text_embeds", "last_hidden_state", *states]
 
 
 def test_the_text_encoder_gives_what_transformers_gives_at_every_layer(folders):
