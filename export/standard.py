@@ -114,3 +114,18 @@ def _explicit_split(model: ir.Model, node: ir.Node) -> None:
     sizes = integers(model, *(size // parts,) * parts)
     new = ir.Node("", "Split", [x, sizes], list(node.attributes.values()), num_outputs=parts, name=node.name)
     replace(node, [new], *new.outputs)
+
+
+def one_time_for_all(model: ir.Model) -> ir.Model:
+    """The U-Net's `timestep` may be one number for a whole batch, as optimum gives it: its size gets a name of its own.
+
+    Else ONNX Runtime plans memory for what comes of it as if it were as many as the pictures. Shapes between are forgotten for it.
+    """
+    times = [value for value in model.graph.inputs if value.name == "timestep"]
+    for value in times:
+        value.shape = ir.Shape(["steps"])
+    for node in model.graph if times else ():
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    return model

@@ -12,14 +12,14 @@ from .graph import Pass
 from .layout import channels_last, pictures_to_tokens
 from .passes import COMMON, pointwise_to_matmul
 from .quantize import Form
-from .standard import at_opset, contrib_gelu, decompose_attention, expand_gelu
+from .standard import at_opset, contrib_gelu, decompose_attention, expand_gelu, one_time_for_all
 
 _ATTENTION: tuple[Pass, ...] = (*COMMON, pointwise_to_matmul, fuse_attention, fuse_silu)
 _PLAIN: tuple[Pass, ...] = (*COMMON, decompose_attention, lower_group_norm, expand_gelu)
 TARGETS: Mapping[Target, tuple[Pass, ...]] = MappingProxyType(
     {
         "cpu": (*_ATTENTION, lower_group_norm, at_opset(20)),
-        "portable": (*_PLAIN, at_opset(18)),
+        "portable": (*_PLAIN, at_opset(18), one_time_for_all),
         "openvino": (*_PLAIN, at_opset(18)),  # its plug-in takes a graph whole only without contrib operators
         "cuda": (
             *_ATTENTION,

@@ -61,6 +61,14 @@ def test_portable_graphs_are_plain_onnx_of_opset_18(parts, target, tmp_path):
         assert {(one.domain, one.version) for one in proto.opset_import} == {("", 18)}
 
 
+def test_a_portable_u_net_takes_one_time_for_all_pictures_of_a_batch(tmp_path):
+    component = components.build(source.open_folder(tiny_models.save(tmp_path / "model", "sdxl")), "unet")
+    write.save(graph.apply(trace.trace(component), TARGETS["portable"]), tmp_path / "unet")
+    session, feed = calibrate.open_graph(tmp_path / "unet" / write.GRAPH), parity.cases(component)[0]
+    each, all_ = (session.run(feed | {"timestep": np.full(count, 500, np.float32)})["out_sample"] for count in (2, 1))
+    np.testing.assert_allclose(all_, each, rtol=1e-5, atol=1e-6)
+
+
 _DIRECTML = """
 7 13 14: Add Div Mul Sub
 4 11 13: Concat
