@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -126,12 +125,6 @@ def score(
         times.append(result.timings["total"])
         tick()
     return judged([prompt for _, prompt in wanted], look(pictures), float(np.mean(times[1:] or times)))
-
-
-def score_bundle(folder: Path, settings: Request | None = None, count: int = PROMPTS) -> PromptFidelity:
-    """`score` of the bundle in `folder` on the CPU."""
-    with pipeline.load(folder, "cpu") as drawer:
-        return score(drawer, settings, count)
 
 
 def judged(wanted: Sequence[Prompt], seen: Sequence[tuple[str, str, str]], seconds: float = 0.0) -> PromptFidelity:

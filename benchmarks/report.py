@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 import msgspec
 
-from ..models.errors import RequestError, ResourceError
+from ..models.errors import RequestError
+from ..runtime.whole_file import replace_file
 from . import plots, profiles, prompts
 from .fidelity import Fidelity
 from .results import Report, Row, Scalar, flat
@@ -209,7 +210,7 @@ def keeper(files: Mapping[str, Path | None]) -> Callable[[Report], None]:
 
     def keep(report: Report) -> None:
         for form, path in wanted.items():
-            _write(path, FORMS[form](report))
+            replace_file(path, FORMS[form](report).encode())
 
     return keep
 
@@ -222,14 +223,3 @@ def check(path: Path) -> None:
     """
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise RequestError(f"{path}: cannot be written: expected the name of a file in a folder that exists")
-
-
-def _write(path: Path, content: str) -> None:
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}")
-    try:
-        temporary.write_text(content, "utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written ({error.strerror}): make room, or write elsewhere") from error
-    finally:
-        temporary.unlink(missing_ok=True)

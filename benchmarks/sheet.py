@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..models.errors import ResourceError
+from ..runtime.whole_file import replace_file
 from .results import Row
 
 COLUMNS = 6
@@ -23,10 +24,10 @@ def words(one: Row) -> str:
 
 
 def save(pictures: Sequence[tuple[str, Path]], path: Path) -> None:
-    """Write the sheet of `pictures` (words, file) to `path`; nothing where there are none.
+    """Write the sheet of `pictures` (words, file) as PNG to `path`; nothing where there are none.
 
     Raises:
-        ResourceError: it cannot be written.
+        RequestError, ResourceError: it cannot be written.
     """
     if not pictures:
         return
@@ -41,10 +42,9 @@ def save(pictures: Sequence[tuple[str, Path]], path: Path) -> None:
         draw.multiline_text((left, top), text, "black", font, spacing=2)
         with Image.open(file) as image:
             out.paste(_fitted(image.convert("RGB")), (left, top + 2 * _LINE))
-    try:
-        out.save(path)
-    except (OSError, ValueError) as error:
-        raise ResourceError(f"{path}: the contact sheet cannot be written ({error}): name a .png in a folder that exists") from error
+    data = io.BytesIO()
+    out.save(data, "PNG")
+    replace_file(path, data.getvalue())
 
 
 def _fitted(image: Image.Image) -> Image.Image:

@@ -20,15 +20,19 @@ SMALL = 100_000_000
 
 
 @contextmanager
-def loaded(component: Component, *, by_layer: bool = False) -> Generator[None]:
-    """The module with its weights in float32, the reference that exported graphs are compared with.
-
-    Where it is not small, or with `by_layer`, each layer's weights are read when the layer is called, and dropped after it.
-    """
-    if component.bytes < SMALL and not by_layer:
-        load(component)
-        yield
+def loaded(component: Component) -> Generator[None]:
+    """The module with its weights in float32, the reference that exported graphs are compared with; where it is not small, `by_layer`."""
+    if component.bytes >= SMALL:
+        with by_layer(component):
+            yield
         return
+    load(component)
+    yield
+
+
+@contextmanager
+def by_layer(component: Component) -> Generator[None]:
+    """The module with each layer's weights read when the layer is called, and dropped after it."""
     named: Iterable[tuple[str, Any]] = cast("Any", component.module).named_modules()
     handles = [handle for name, layer in named for handle in _streamed(component, name, layer)]
     try:

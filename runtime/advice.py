@@ -7,7 +7,6 @@ what is free now; nor is speed, which changes the pictures.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -18,6 +17,7 @@ from ..models.manifest import Manifest
 from . import machine
 from .graph_cache import default_folder, why_unwritable
 from .providers import TABLE, why_missing
+from .whole_file import replace_file
 
 
 class Advice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +54,7 @@ def remember(manifest: Manifest, advice: Advice) -> Path:
     """Keep `advice` for this model; gives the file.
 
     Raises:
-        ResourceError: it cannot be written.
+        RequestError, ResourceError: it cannot be written.
     """
     path, problem = _path(), why_unwritable(default_folder())
     if path is None or problem:
@@ -64,9 +64,7 @@ def remember(manifest: Manifest, advice: Advice) -> Path:
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         kept = {}
     kept[manifests.fingerprint(manifest)] = advice
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2))
-    temporary.replace(path)
+    replace_file(path, msgspec.json.format(msgspec.json.encode(kept), indent=2))
     return path
 
 

@@ -9,14 +9,12 @@ prompt back unchanged, whatever stands in it.
 | PNG | text chunk `parameters` | text chunk `XML:com.adobe.xmp` | text chunk `diffusette` |
 | JPEG, WebP | EXIF UserComment | its own segment or chunk | property `diffusette:record` of the XMP |
 
-`encode` gives bytes and `replace_file` writes them: what signs or marks a picture goes between the two.
+`encode` gives bytes and `whole_file.replace_file` writes them: what signs or marks a picture goes between the two.
 """
 
 from __future__ import annotations
 
-import errno
 import io
-import secrets
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,10 @@ from typing import Any, Literal
 import msgspec
 from PIL import Image, PngImagePlugin
 
-from ..models.errors import RequestError, ResourceError
+from ..models.errors import RequestError
 from . import exif, parameters, pictures, xmp
 from .parameters import Record
+from .whole_file import replace_file
 
 Format = Literal["PNG", "JPEG", "WEBP"]
 
@@ -145,34 +144,3 @@ def read(path: Path) -> Found:
     stored = info.get(_RECORD_KEY)
     record = parameters.from_json(str(stored) if stored else said.record or "")
     return Found(record, text, said.source_type in {xmp.AI_MADE, xmp.AI_EDITED}, said.tool)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` by way of a temporary file in the same folder, so that no half file ever has that name.
-
-    Raises:
-        RequestError: the folder is missing, or nothing may be written there.
-        ResourceError: the disk is full; nothing is left behind.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise RequestError(f"{path}: not a file: expected the name of a picture to write")
-        _replace(path.resolve(), data)
-    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL in the name; RuntimeError: links in a circle
-        number = getattr(error, "errno", None)
-        reason = getattr(error, "strerror", None) or error
-        if number in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise ResourceError(f"{path}: {reason}: {len(data):,} bytes are needed; free some space or write elsewhere") from error
-        if number == errno.ENOENT:
-            raise RequestError(f"{path}: there is no folder {path.parent}: make it, or write elsewhere") from error
-        raise RequestError(f"{path}: cannot be written ({reason}): write elsewhere") from error
-
-
-def _replace(place: Path, data: bytes) -> None:
-    temporary = place.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-        temporary.replace(place)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -293,10 +293,10 @@ def test_the_exported_vae_agrees_with_diffusers_on_sizes_that_are_no_power_of_tw
 def test_weights_read_layer_by_layer_give_what_weights_read_at_once_give(folder):
     opened = source.open_folder(folder)
     results = []
-    for by_layer in (False, True):
+    for loading in (reference.loaded, reference.by_layer):
         component = components.build(opened, "unet")
         feeds = reference.examples(component, (8, 8), 1, 5, 300.0, seed=3)
-        with reference.loaded(component, by_layer=by_layer):
+        with loading(component):
             results.append(reference.run(component, feeds)["out_sample"])
     np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)
 

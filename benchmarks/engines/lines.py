@@ -39,6 +39,26 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def drawing(pipe: Any, latents: Any) -> Draw:
+    """How `pipe`, a pipeline of diffusers or one that is called like it, draws a job with DDIM from `latents`, a torch tensor."""
+    from diffusers import DDIMScheduler
+
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw(job: dict[str, Any]) -> Any:
+        return pipe(
+            job["prompt"],
+            width=job["width"],
+            height=job["height"],
+            num_inference_steps=job["steps"],
+            guidance_scale=job["guidance"],
+            latents=latents.clone(),
+        ).images[0]
+
+    return draw
+
+
 def with_older_names(source: Path, folder: Path) -> Path:
     """`source` in `folder`, by links, with the text encoder's weights under the names that transformers gave them before version 5.
 

@@ -10,29 +10,16 @@ import lines  # first: its clock starts with it
 def open_engine(job: dict[str, Any]) -> tuple[lines.Draw, dict[str, str]]:
     import numpy as np
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
     torch.set_num_threads(job["threads"])
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job["variant"]]
     pipe = StableDiffusionPipeline.from_pretrained(job["folder"], torch_dtype=dtype, safety_checker=None)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-    pipe.set_progress_bar_config(disable=True)
     pipe.text_encoder.forward = lines.timed("text_encoder", pipe.text_encoder.forward)
     pipe.unet.forward = lines.timed("unet", pipe.unet.forward)
     pipe.vae.decode = lines.timed("vae_decoder", pipe.vae.decode)
     latents = torch.from_numpy(np.load(job["latents"])).to(dtype)
-
-    def draw(job: dict[str, Any]) -> Any:
-        return pipe(
-            job["prompt"],
-            width=job["width"],
-            height=job["height"],
-            num_inference_steps=job["steps"],
-            guidance_scale=job["guidance"],
-            latents=latents.clone(),
-        ).images[0]
-
-    return draw, {"precision": job["variant"], "provider": "torch"}
+    return lines.drawing(pipe, latents), {"precision": job["variant"], "provider": "torch"}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ PROMPTS = ("a red apple", "a fox in the snow", "a castle on a hill", "a bowl of 
 def open_engine(job: dict[str, Any]) -> tuple[lines.Draw, dict[str, str]]:
     import numpy as np
     import torch
-    from diffusers import DDIMScheduler
     from optimum.intel import OVStableDiffusionPipeline
 
     torch.set_num_threads(job["threads"])
@@ -28,25 +27,12 @@ def open_engine(job: dict[str, Any]) -> tuple[lines.Draw, dict[str, str]]:
     pipe = OVStableDiffusionPipeline.from_pretrained(job["prepared"], device="CPU", ov_config=config, compile=False, safety_checker=None)
     pipe.reshape(batch_size=1, height=job["height"], width=job["width"], num_images_per_prompt=1)
     pipe.compile()
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-    pipe.set_progress_bar_config(disable=True)
     precision = str(pipe.unet.request.get_property("INFERENCE_PRECISION_HINT")).strip("<>").split("'")[1]
     for name, part in (("text_encoder", pipe.text_encoder), ("unet", pipe.unet), ("vae_decoder", pipe.vae_decoder)):
         part.forward = lines.timed(name, part.forward)
-    latents = np.load(job["latents"])
-
-    def draw(job: dict[str, Any]) -> Any:
-        return pipe(
-            job["prompt"],
-            width=job["width"],
-            height=job["height"],
-            num_inference_steps=job["steps"],
-            guidance_scale=job["guidance"],
-            latents=torch.from_numpy(latents.copy()),
-        ).images[0]
-
+    latents = torch.from_numpy(np.load(job["latents"]))
     kind = precision if job["variant"] == "auto" else f"{job['variant']}+{precision}"
-    return draw, {"precision": kind, "provider": "openvino"}
+    return lines.drawing(pipe, latents), {"precision": kind, "provider": "openvino"}
 
 
 def prepare(job: dict[str, Any], folder: Path) -> None:

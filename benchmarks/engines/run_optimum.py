@@ -12,7 +12,7 @@ import lines  # first: its clock starts with it
 def open_engine(job: dict[str, Any]) -> tuple[lines.Draw, dict[str, str]]:
     import numpy as np
     import onnxruntime
-    from diffusers import DDIMScheduler
+    import torch
     from optimum.onnxruntime import ORTStableDiffusionPipeline
 
     options = onnxruntime.SessionOptions()
@@ -20,26 +20,11 @@ def open_engine(job: dict[str, Any]) -> tuple[lines.Draw, dict[str, str]]:
     pipe = ORTStableDiffusionPipeline.from_pretrained(
         job["prepared"], provider="CPUExecutionProvider", session_options=options, safety_checker=None
     )
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-    pipe.set_progress_bar_config(disable=True)
     pipe.text_encoder.forward = lines.timed("text_encoder", pipe.text_encoder.forward)
     pipe.unet.forward = lines.timed("unet", pipe.unet.forward)
     pipe.vae_decoder.forward = lines.timed("vae_decoder", pipe.vae_decoder.forward)
-    latents = np.load(job["latents"])
-
-    def draw(job: dict[str, Any]) -> Any:
-        import torch
-
-        return pipe(
-            job["prompt"],
-            width=job["width"],
-            height=job["height"],
-            num_inference_steps=job["steps"],
-            guidance_scale=job["guidance"],
-            latents=torch.from_numpy(latents.copy()),
-        ).images[0]
-
-    return draw, {"precision": job["variant"], "provider": "onnxruntime"}
+    latents = torch.from_numpy(np.load(job["latents"]))
+    return lines.drawing(pipe, latents), {"precision": job["variant"], "provider": "onnxruntime"}
 
 
 def prepare(job: dict[str, Any], folder: Path) -> None:
