@@ -133,7 +133,7 @@ def to_integers(
     worst = sorted(costs, key=lambda layer: -costs[layer].noise)
     parity.require(name, precision, compared, bar, worst[:5])
     if not any(row.kind in _INTEGERS for row in rows):
-        precision = "fp16"
+        precision = "fp16" if any(row.kind == "half" for row in rows) else "fp32"
     return Lowered(msgspec.structs.replace(made, precision=precision, parity_db=compared.db), _told(rows, costs, before))
 
 

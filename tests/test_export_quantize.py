@@ -166,6 +166,12 @@ def lower_to(tmp_path, bar, precision="int8", form="operators"):
     return lower.to_integers("unet", tmp_path / "float", tmp_path / "made", FEEDS, component(), bar, form, precision)
 
 
+def test_a_component_whose_layers_all_went_back_to_float_is_called_so(tmp_path):
+    made = lower_to(tmp_path, 100.0, "int4", None)
+    assert {row.kind for row in made.rows} == {"float"}
+    assert made.component.precision == "fp32"
+
+
 def test_layers_that_cost_most_go_back_to_float_until_the_bar_is_met_and_the_rows_say_so(tmp_path):
     easy = lower_to(tmp_path / "easy", 20.0)
     assert {row.kind for row in easy.rows} == {"int8"}
