@@ -109,9 +109,11 @@ def _check_room(source: Source, destination: Path, precisions: Mapping[str, Prec
         ResourceError: less free disk or memory than the export takes at its peak.
     """
     sizes = {name: bytes_of(source, name) for name in precisions}
-    lowered = sum(size // 2 for name, size in sizes.items() if precisions[name] != "fp32")
-    rounded = max((size for name, size in sizes.items() if precisions[name] in {"fp16", "int4"}), default=0)  # the graph that is judged
-    disk = sum(sizes.values()) + lowered + rounded
+    # The float graph of a component goes when it is there in fewer bits, small ones first.
+    lowered = max(
+        (size // (1 if precisions[name] == "int4" else 2) for name, size in sizes.items() if precisions[name] != "fp32"), default=0
+    )
+    disk = sum(sizes.values()) + lowered
     free = shutil.disk_usage(destination.absolute().parent).free
     if free < disk * 1.05:
         raise ResourceError(
@@ -129,7 +131,9 @@ def _lower(
 ) -> dict[str, Lowered]:
     """Writes what is not float32 into the bundle, each component a stage of its own."""
     floats, recorded = stage.work / "float", stage.work / "recorded.npz"
-    changed = [name for name, precision in precisions.items() if precision != "fp32"]
+    changed = sorted(
+        (name for name, precision in precisions.items() if precision != "fp32"), key=lambda name: calibrate.size(floats / name)
+    )
     if changed and stage.recall("recorded") is None:
         progress("drawing for calibration", 0.5)
         few = all(precisions[name] == "fp16" for name in changed)
@@ -147,6 +151,9 @@ def _lower(
             stage.remember(f"{name}.lowered", record)
         lowered[name] = msgspec.convert(record, Lowered)
         made.components[name] = lowered[name].component
+        if lowered[name].component.precision != "fp32":
+            for file in (write.GRAPH, write.DATA):
+                (floats / name / file).unlink(missing_ok=True)
     return lowered
 
 

@@ -35,12 +35,7 @@ def to_half(model: ir.Model, too_large: Collection[str] = ()) -> ir.Model:
     floats = _floats(model)
     single = _single(model, floats, set(too_large))
     casts: dict[tuple[int, ir.DataType], ir.Value] = {}
-    for value in model.graph.initializers.values():
-        if value in floats and not any(_is_single(use.node, use.idx, single) for use in value.uses()):
-            changed_weight(
-                value, dims(value.const_value), lambda data: np.clip(data, -65504, 65504).astype(np.float16), ir.DataType.FLOAT16
-            )
-    halves: set[ir.Value] = {value for value in model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT16}
+    halves = _halve_weights(model, floats, single)
     for node in list(model.graph):
         for place, value in enumerate(node.inputs):
             goal = ir.DataType.FLOAT if _is_single(node, place, single) else ir.DataType.FLOAT16
@@ -62,22 +57,36 @@ def to_half(model: ir.Model, too_large: Collection[str] = ()) -> ir.Model:
 def rounded(model: ir.Model, too_large: Collection[str] = ()) -> ir.Model:
     """`model` in float32 with every tensor rounded to half precision that `to_half` makes half: what a GPU computes.
 
-    ONNX Runtime's CPU provider runs half graphs in float32 from end to end, which hides what half precision loses.
+    ONNX Runtime's CPU provider runs half graphs in float32 from end to end, which hides what half precision loses. Weights are
+    stored in half, as `to_half` stores them, so that both graphs can share a data file.
     """
     floats = _floats(model)
     single = _single(model, floats, set(too_large))
     made: dict[int, ir.Value] = {}
-    for value in model.graph.initializers.values():
-        if value in floats and not any(_is_single(use.node, use.idx, single) for use in value.uses()):
-            changed_weight(value, dims(value.const_value), lambda data: np.clip(data, -65504, 65504).astype(np.float16).astype(np.float32))
-            made[id(value)] = value
+    halved = _halve_weights(model, floats, single)
     for node in list(model.graph):
         if node in single:
             continue
         for place, value in enumerate(node.inputs):
-            if value is not None and value in floats and not _is_single(node, place, single):
+            if value in halved:
+                whole = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
+                model.graph.insert_before(node, whole)
+                node.replace_input_with(place, whole.outputs[0])
+            elif value is not None and value in floats and not _is_single(node, place, single):
                 node.replace_input_with(place, _rounded(model, value, made))
     return model
+
+
+def _halve_weights(model: ir.Model, floats: set[ir.Value], single: set[ir.Node]) -> set[ir.Value]:
+    """Makes the weights half that no node wants in float32; gives these."""
+    found: set[ir.Value] = set()
+    for value in model.graph.initializers.values():
+        if value in floats and not any(_is_single(use.node, use.idx, single) for use in value.uses()):
+            changed_weight(
+                value, dims(value.const_value), lambda data: np.clip(data, -65504, 65504).astype(np.float16), ir.DataType.FLOAT16
+            )
+            found.add(value)
+    return found
 
 
 def _rounded(model: ir.Model, value: ir.Value, made: dict[int, ir.Value]) -> ir.Value:

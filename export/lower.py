@@ -25,6 +25,8 @@ MEASURED = 2
 """Recorded inputs on which the effect of each layer is measured; one where weights are large."""
 ATTEMPTS = 8
 """Graphs that are made at most until the bar is met with no more layers in float than it takes."""
+ROUNDED = "rounded.onnx"
+"""The graph in float32 that rounds as half precision does, beside the one in half precision while that is judged."""
 _BETTER: Mapping[Kind, Kind] = MappingProxyType({"int4": "weights", "int8": "weights", "weights": "half"})
 _INTEGERS = frozenset({"int4", "int8", "weights"})
 
@@ -80,13 +82,13 @@ def lower(
     for leftover in (folder, work):
         shutil.rmtree(leftover, ignore_errors=True)
     if precision == "fp16":
-        return to_fp16(name, float_folder, folder, work, feeds, made, bar)
+        return to_fp16(name, float_folder, folder, feeds, made, bar)
     form = FORMS.get(target)
     if form is not None:
         return to_integers(name, float_folder, folder, feeds, made, bar, form, precision)
     between = work / "int4"
     four = to_integers(name, float_folder, between, feeds, made, bar, None, precision)
-    halved = to_fp16(name, between, folder, work / "rounded", feeds, four.component, parity.BARS["fp16"])
+    halved = to_fp16(name, between, folder, feeds, four.component, parity.BARS["fp16"])
     if not folder.exists():
         between.replace(folder)
     shutil.rmtree(work, ignore_errors=True)
@@ -213,22 +215,22 @@ def _told(rows: Sequence[Row], costs: Mapping[str, sensitivity.Cost], before: Ma
     )
 
 
-def to_fp16(name: str, float_folder: Path, folder: Path, work: Path, feeds: Sequence[Feeds], made: Component, bar: float) -> Lowered:
+def to_fp16(name: str, float_folder: Path, folder: Path, feeds: Sequence[Feeds], made: Component, bar: float) -> Lowered:
     """Writes the component in half precision into `folder`, with float32 where `feeds` made numbers that half cannot hold.
 
     Where NaN or Inf comes out, or less than `bar` (dB), the component stays float32, nothing is written, and the note says so.
-    `work` is for the graph in float32 that rounds as half does.
     """
     plain = write.load(float_folder)
     checked = feeds[:: max(1, len(feeds) // CHECKED)]
     watched = half.watched(plain)
     seen, expected = ranges.observe(Pieces(float_folder, open_graph, watched), watched, checked)
     large = [tensor for tensor, found in seen.items() if not max(-found.low, found.high) < half.LIMIT]
-    write.save(half.rounded(write.load(float_folder), large), work)
-    found = parity.compare(Pieces(work, open_graph), checked, expected)
-    shutil.rmtree(work)
     write.save(half.to_half(write.load(float_folder), large), folder)
-    runs = parity.compare(Pieces(folder, open_graph), checked, expected)  # with less rounding, but the graph itself
+    runs = parity.compare(Pieces(folder, open_graph), checked, expected)  # with less rounding than a GPU's, but the graph itself
+    rounded = write.sharing(half.rounded(write.load(float_folder), large), folder)
+    write.save_beside(rounded, folder / ROUNDED)
+    found = parity.compare(Pieces(folder, open_graph, file=ROUNDED), checked, expected)
+    (folder / ROUNDED).unlink()
     if min(found.db, runs.db) < bar:
         shutil.rmtree(folder)
         what = "NaN or Inf" if found.db == -parity.PERFECT else f"{found.db:.1f} dB against float32"

@@ -51,6 +51,17 @@ def save_beside(model: ir.Model, path: Path) -> File:
     return _write(path, _serialized(model))
 
 
+def sharing(model: ir.Model, folder: Path) -> ir.Model:
+    """`model` with its weights where `save` put those of the same name, type and shape into `folder`, to be saved beside them."""
+    saved: ir.Model = cast("Any", ir).load(folder / GRAPH)
+    for name, value in model.graph.initializers.items():
+        there = saved.graph.initializers.get(name)
+        same = there is not None and there.const_value is not None and value.const_value is not None
+        if same and (there.const_value.dtype, dims(there.const_value)) == (value.const_value.dtype, dims(value.const_value)):
+            value.const_value = there.const_value
+    return model
+
+
 def _serialized(model: ir.Model) -> bytes:
     """The graph file of `model`, without what differs from one run or machine to another."""
     model.producer_name, model.producer_version, model.doc_string = "diffusette", "", ""

@@ -143,7 +143,7 @@ def test_eight_bit_graphs_for_every_target_that_has_them_agree_with_float(parts,
 def test_half_precision_agrees_with_float_and_keeps_float_at_the_border(parts, name, target, tmp_path):
     written(parts, name, target, tmp_path / "float")
     made = Component(f"{name}/model.onnx", "fp32", {}, {}, 120.0)
-    found = to_fp16(name, tmp_path / "float", tmp_path / "made", tmp_path / "seen", parts[name][2], made, parity.BARS["fp16"])
+    found = to_fp16(name, tmp_path / "float", tmp_path / "made", parts[name][2], made, parity.BARS["fp16"])
     assert (found.component.precision, found.note) == ("fp16", "")
     model = write.load(tmp_path / "made")
     assert all(value.dtype in {ir.DataType.FLOAT, ir.DataType.INT64} for value in (*model.graph.inputs, *model.graph.outputs))
@@ -172,7 +172,7 @@ def test_what_half_cannot_hold_stays_float_and_that_is_said(tmp_path):
     write.save(small(nodes, weights), tmp_path / "float")
     made = Component("unet/model.onnx", "fp32", {}, {}, 120.0)
     feeds = [{"x": np.arange(8, dtype=np.float32).reshape(2, 4)}]
-    found = to_fp16("unet", tmp_path / "float", tmp_path / "made", tmp_path / "seen", feeds, made, 45.0)
+    found = to_fp16("unet", tmp_path / "float", tmp_path / "made", feeds, made, 45.0)
     assert found.component.precision == "fp16"
     assert found.note.startswith("unet: 1 tensors are too large for half precision")
 
@@ -182,7 +182,7 @@ def test_a_component_that_half_precision_spoils_stays_float_and_that_is_said(tmp
     write.save(small(nodes, {"w": np.full(4, 3000, np.float32)}), tmp_path / "float")
     made = Component("unet/model.onnx", "fp32", {}, {}, 120.0)
     feeds = [{"x": np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4)}]
-    found = to_fp16("unet", tmp_path / "float", tmp_path / "made", tmp_path / "seen", feeds, made, 45.0)
+    found = to_fp16("unet", tmp_path / "float", tmp_path / "made", feeds, made, 45.0)
     assert found.component == made
     assert "it stays float32" in found.note
     assert not (tmp_path / "made").exists()
