@@ -5,13 +5,10 @@ The one place where ONNX Runtime is called; failures.py makes its exceptions our
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,36 +20,10 @@ from ..models.errors import BundleError, ProviderError
 from ..models.manifest import Tensor
 from . import graph_cache, machine
 from .failures import mapped
-from .providers import Provider, onnxruntime, plugin_devices
+from .providers import Provider, onnxruntime
+from .settings import SessionOptions, settings_for
 
 Array = NDArray[Any]
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """How a graph is opened."""
-
-    threads: int = 0
-    """Threads inside an operator; 0 takes one for each physical core, or for each core that this process may use if those are fewer."""
-    prepack: bool = True
-    """Copy weights into the layout that kernels like best. Off, they stay mapped from disk: a fraction of the memory, twice the time."""
-    reorder: bool = True
-    """Let operators choose the order of channels in memory, for which float convolutions copy their weights. Off, a graph opens
-    twenty times faster and no weight is copied."""
-    fold: bool = True
-    """Compute ahead what is constant, and fuse. Off, the graph runs as it was exported, operators in the order of the file: 16-bit
-    weights stay on disk and are widened one at a time, where folding would keep all of them in memory at twice the size."""
-    arena: bool = True
-    """Keep freed memory for the next operator. Off, a little less at the peak, and slower."""
-    shrink: bool = False
-    """Give that memory back after each run: for what runs seldom and takes much."""
-    dimensions: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
-    """Values of free dimensions, by name; fixed shapes let ORT fold shape arithmetic away."""
-    weights: Mapping[str, Array] = field(default_factory=lambda: _NOTHING)
-    """Initializers to use instead of the file's, by name (LoRA, textual inversion)."""
-    cache: Path | None = None
-    """Folder for optimized graphs; none, and every start optimizes anew."""
 
 
 class Session:
@@ -168,7 +139,7 @@ def open_session(graph: Path, provider: Provider, options: SessionOptions | None
 
 
 def _open(ort: Any, graph: Path, provider: Provider, options: SessionOptions, *, optimized: bool = False, note: str = "") -> Session:
-    settings = _settings(ort, provider, options)
+    settings = settings_for(ort, provider, options)
     source: str | bytes = str(graph)
     if optimized:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -199,55 +170,13 @@ def _inference(ort: Any, source: str | bytes, settings: Any, provider: Provider)
     return inference
 
 
-def _settings(ort: Any, provider: Provider, options: SessionOptions) -> Any:
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    settings.intra_op_num_threads = options.threads or machine.fewer_cores()
-    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    settings.enable_cpu_mem_arena = options.arena
-    settings.enable_mem_pattern = provider.memory_pattern and options.arena and options.fold
-    for name, value in options.dimensions.items():
-        settings.add_free_dimension_override_by_name(name, value)
-    if not options.prepack:
-        settings.add_session_config_entry("session.disable_prepacking", "1")
-    exact = provider.exact_sums and machine.saturates()
-    if exact:
-        settings.add_session_config_entry("session.x64quantprecision", "1")  # ORT does it while it optimizes, VNNI or not
-    if not options.fold:
-        # Where weights have to be changed for exact sums, they cannot stay as they are.
-        level = ort.GraphOptimizationLevel
-        settings.graph_optimization_level = level.ORT_ENABLE_EXTENDED if exact else level.ORT_DISABLE_ALL
-        settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # the other order widens all weights first, then computes
-    elif not options.reorder:
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    if provider.name != "cpu":
-        key = "session.disable_cpu_ep_fallback" if provider.whole else "session.record_ep_graph_assignment_info"
-        settings.add_session_config_entry(key, "1")
-    if provider.plugin:
-        devices = plugin_devices(provider)[:1]
-        settings.add_provider_for_devices(devices, dict(provider.options) | _plugin_options(provider, devices[0], options))
-    return settings
-
-
-def _plugin_options(provider: Provider, device: Any, options: SessionOptions) -> dict[str, str]:
-    """What only OpenVINO takes: its own property map, by device, as JSON. It has its own threads and its own cache."""
-    if provider.name != "openvino":
-        return {}
-    properties: dict[str, str] = {}
-    if options.threads:
-        properties["INFERENCE_NUM_THREADS"] = str(options.threads)
-    if options.cache is not None:
-        properties["CACHE_DIR"] = str(options.cache / "openvino")
-    return {"load_config": json.dumps({device.ep_metadata["ov_device"]: properties})} if properties else {}
-
-
 def _optimize(ort: Any, graph: Path, copy: Path, provider: Provider, options: SessionOptions) -> None:
     """Write what ORT makes of `graph` to `copy`, weights beside it in the order in which they are computed with.
 
     `session.save_external_prepacked_constant_initializers` would keep what kernels pack, too, but with it the 8-bit U-Net of
     SD 1.5's size gave NaN when 1.31.1 read it again.
     """
-    settings = _settings(ort, provider, options)
+    settings = settings_for(ort, provider, options)
     settings.optimized_model_filepath = str(copy)
     settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{copy.name}_data")
     settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")

@@ -22,6 +22,7 @@ from diffusette.runtime import session as sessions
 from diffusette.runtime.failures import Cancelled, mapped
 from diffusette.runtime.providers import TABLE
 from diffusette.runtime.session import SessionOptions, open_session
+from diffusette.runtime.settings import settings_for
 from tests import small_graphs
 
 PRESENT = [
@@ -209,7 +210,7 @@ def test_a_process_that_may_use_fewer_cores_starts_fewer_threads() -> None:
     ort = providers.onnxruntime()
     try:
         os.sched_setaffinity(0, {min(allowed)})
-        threads = sessions._settings(ort, CPU, SessionOptions()).intra_op_num_threads
+        threads = settings_for(ort, CPU, SessionOptions()).intra_op_num_threads
     finally:
         os.sched_setaffinity(0, allowed)
     assert threads == (0 if os.cpu_count() == 1 else 1)
@@ -349,7 +350,7 @@ def test_settings_are_what_each_provider_documents() -> None:
         ("cuda", "session.record_ep_graph_assignment_info", True),
         ("directml", "session.record_ep_graph_assignment_info", False),
     ):
-        settings = sessions._settings(ort, TABLE[name], SessionOptions(threads=3, prepack=False, dimensions={"n": 2}))
+        settings = settings_for(ort, TABLE[name], SessionOptions(threads=3, prepack=False, dimensions={"n": 2}))
         assert settings.get_session_config_entry(key) == "1"
         assert settings.get_session_config_entry("session.disable_prepacking") == "1"
         assert settings.enable_mem_pattern is pattern
@@ -368,7 +369,7 @@ def test_the_largest_eight_bit_numbers_are_summed_exactly(tmp_path: Path) -> Non
 
 
 def test_sums_are_made_exact_in_the_slow_way_only_where_they_would_not_be() -> None:
-    settings = sessions._settings(providers.onnxruntime(), CPU, SessionOptions())
+    settings = settings_for(providers.onnxruntime(), CPU, SessionOptions())
     if machine.saturates():
         assert settings.get_session_config_entry("session.x64quantprecision") == "1"
     else:
