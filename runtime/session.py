@@ -19,6 +19,7 @@ from ..models.bundle import check_external
 from ..models.errors import BundleError, ProviderError
 from ..models.manifest import Tensor
 from . import graph_cache, machine
+from .binding import Binding
 from .failures import mapped
 from .providers import Provider, onnxruntime
 from .settings import SessionOptions, settings_for
@@ -32,9 +33,9 @@ class Session:
     def __init__(self, inference: Any, provider: Provider, *, alive: object = None, note: str = "", shrink: bool = False) -> None:
         self._inference: Any = inference
         self._alive = alive  # memory that ORT reads and does not own
-        self._device = provider.device
         self._shrink = shrink and provider.name == "cpu"
-        self._held: dict[str, list[tuple[Array, Any]]] = {}
+        self._device = provider.device or "cpu"
+        self._idle: list[Binding] = []
         self._running: set[Any] = set()
         self._lock = threading.Lock()
         self._turn = threading.Lock() if provider.one_run_at_a_time else nullcontext()
@@ -49,8 +50,9 @@ class Session:
         """Every output by its name.
 
         Feeds are cast to the dtypes that the graph declares (float32 to float16, int64 to int32), and float16 outputs come
-        as float32: half precision is the graph's own business. On a GPU a feed whose memory is marked read-only
-        (`array.flags.writeable = False`), or a view of it, is copied there once and used again as long as it is given.
+        as float32: half precision is the graph's own business. A feed whose memory is marked read-only
+        (`array.flags.writeable = False`), or a view of it, is cast and copied to the provider's device once, and used again as long
+        as it is given.
 
         Raises:
             BundleError: a feed is missing or too much, or its shape is not what the graph takes.
@@ -63,19 +65,13 @@ class Session:
             raise BundleError("the session is closed: open the graph again")
         if feeds.keys() != self.inputs.keys():
             raise BundleError(f"the graph takes {sorted(self.inputs)}, but was given {sorted(feeds)}")
-        names = list(self.outputs)
         options = onnxruntime().RunOptions()  # one that has been terminated can never be used again: a new one each time
         options.log_severity_level = 4
         if self._shrink:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        with self._turn, self._registered(options), mapped(f"running on {self.provider}", options):
-            if self._device is None:
-                ready = {name: _cast(feeds[name], declared) for name, declared in self.inputs.items()}
-                values = inference.run(names, ready, options)
-            else:
-                placed = {name: self._place(name, feeds[name], declared) for name, declared in self.inputs.items()}
-                values = [value.numpy() for value in inference.run_with_ort_values(names, placed, options)]
-        return {name: _widened(value) for name, value in zip(names, values, strict=True)}
+        with self._turn, self._registered(options), mapped(f"running on {self.provider}", options), self._bound(inference) as binding:
+            values = binding.run(feeds, options)
+        return {name: _widened(value) for name, value in zip(self.outputs, values, strict=True)}
 
     def cancel(self) -> None:
         """Stop what is running now, from any thread: those runs raise `Cancelled`. Later runs are not touched."""
@@ -87,20 +83,18 @@ class Session:
         """Give memory back. A closed session cannot run again; closing twice is harmless."""
         if self._inference is not None:
             self._inference = self._alive = None
-            self._held.clear()
+            self._idle.clear()
             machine.give_memory_back()
 
-    def _place(self, name: str, array: Array, declared: Tensor) -> Any:
-        """`array` in the device's memory; the copy made before, if it is of the same numbers and they cannot have changed."""
-        held = self._held.setdefault(name, [])
-        constant = not _owner(array).flags.writeable
-        for one, value in held if constant else ():
-            if _same(one, array):
-                return value
-        value = onnxruntime().OrtValue.ortvalue_from_numpy(_cast(array, declared), self._device, 0)
-        if constant:
-            self._held[name] = [*held[1 - _HELD :], (array, value)]
-        return value
+    @contextmanager
+    def _bound(self, inference: Any) -> Generator[Binding]:
+        """A binding that no other thread uses."""
+        with self._lock:
+            binding = self._idle.pop() if self._idle else None
+        yield (binding := binding or Binding(onnxruntime(), inference, self._device, self.inputs, self.outputs))
+        with self._lock:
+            if self._inference is not None:
+                self._idle.append(binding)
 
     @contextmanager
     def _registered(self, options: Any) -> Generator[None]:
@@ -234,22 +228,6 @@ def work_left_to_cpu(inference: Any) -> list[str]:
     return sorted({node.op_type for part in parts if part.ep_name == "CPUExecutionProvider" for node in part.get_nodes()} & _WORK)
 
 
-_HELD = 4
-"""Values of an input that are kept on a device: a prompt and its negative, and a few parts joined by AND."""
-
-
-def _owner(array: Array) -> Array:
-    """The array whose memory `array` is a view of."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
-def _same(one: Array, other: Array) -> bool:
-    """Whether two arrays are the same view of the same memory. As long as one of them is held, that memory is not another's."""
-    return one.__array_interface__ == other.__array_interface__
-
-
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -267,10 +245,6 @@ def _tensor(node: Any) -> Tensor:
     if dtype is None:
         raise BundleError(f"{node.name}: the graph uses {node.type}, expected one of {', '.join(_DTYPES)}: export it again")
     return Tensor(dtype, tuple(f"{node.name}_{axis}" if size is None else size for axis, size in enumerate(node.shape)))
-
-
-def _cast(array: Array, declared: Tensor) -> Array:
-    return np.asarray(array, dtype=declared.dtype, order="C")
 
 
 def _widened(value: Array) -> Array:

@@ -19,6 +19,7 @@ from diffusette.models.errors import BundleError, ProviderError, ResourceError
 from diffusette.models.manifest import Tensor
 from diffusette.runtime import machine, providers
 from diffusette.runtime import session as sessions
+from diffusette.runtime.binding import HELD
 from diffusette.runtime.failures import Cancelled, mapped
 from diffusette.runtime.providers import TABLE
 from diffusette.runtime.session import SessionOptions, open_session
@@ -262,8 +263,9 @@ def test_a_weight_that_the_graph_has_not_is_refused(tmp_path: Path) -> None:
         open_session(small_graphs.linear(tmp_path / "model.onnx"), CPU, SessionOptions(weights={"lora": X}))
 
 
-def test_feeds_that_cannot_change_are_placed_once_where_memory_is_elsewhere(tmp_path: Path) -> None:
-    session = open_session(small_graphs.linear(tmp_path / "model.onnx"), replace(CPU, device="cpu"))
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_feeds_that_cannot_change_are_cast_and_placed_once(tmp_path: Path, dtype: type[np.floating]) -> None:
+    session = open_session(small_graphs.linear(tmp_path / "model.onnx", dtype=dtype), CPU)
     x = X.copy()
     assert np.array_equal(session.run({"x": x})["z"], Z)
     x[:] = 0
@@ -271,18 +273,36 @@ def test_feeds_that_cannot_change_are_placed_once_where_memory_is_elsewhere(tmp_
     x = X.copy()
     x.flags.writeable = False
     assert np.array_equal(session.run({"x": x})["z"], Z)
-    held = session._held["x"][0][1]
+    (bound,) = session._idle
+    held = bound._held["x"][0][1]
     for same in (x, np.broadcast_to(x, (2, 8)), x[:]):
         assert np.array_equal(session.run({"x": same})["z"], Z)
-        assert [value for _, value in session._held["x"]] == [held]
+        assert [value for _, value in bound._held["x"]] == [held]
     assert np.array_equal(session.run({"x": x[::-1]})["z"], Z[::-1])  # another view of the same memory
     for number in range(10):  # a prompt and its negative take turns; what is over goes
         other = np.full((2, 8), number, np.float32)
         other.flags.writeable = False
         assert np.array_equal(session.run({"x": other})["z"], 8.0 * number + np.broadcast_to(np.arange(8), (2, 8)))
-        assert len(session._held["x"]) <= sessions._HELD
+        assert len(bound._held["x"]) <= HELD
     with pytest.raises(BundleError, match="onnxruntime refuses"):
         session.run({"x": x[:, :3]})
+
+
+def test_what_changes_stays_at_its_place_on_the_device_and_neither_feeds_nor_results_are_ever_written_over(tmp_path: Path) -> None:
+    session = open_session(small_graphs.linear(tmp_path / "model.onnx"), CPU)
+    places: set[int] = set()
+    fed, given = [np.full((2, 8), number, np.float32) for number in range(4)], list[np.ndarray]()
+    for number, x in enumerate(fed):
+        given.append(session.run({"x": x})["z"])
+        places.add(session._idle[0]._moving["x"].data_ptr())
+        for before in range(number + 1):
+            assert np.array_equal(fed[before], np.full((2, 8), before))
+            assert np.array_equal(given[before], 8.0 * before + np.broadcast_to(np.arange(8), (2, 8)))
+    assert len(places) == 1
+    assert places.isdisjoint(x.__array_interface__["data"][0] for x in fed)
+    assert np.array_equal(session.run({"x": np.ones((3, 8))})["z"], 8.0 + np.broadcast_to(np.arange(8), (3, 8)))  # another shape
+    assert np.array_equal(session.run({"x": X})["z"], Z)
+    assert len(session._idle) == 1
 
 
 def test_the_first_start_keeps_the_optimized_graph_and_the_second_opens_it(tmp_path: Path) -> None:
