@@ -1,8 +1,9 @@
 """The way into a session's memory and out of it: ORT's IO binding.
 
-An input has its place in the memory of the provider's device. What changes from run to run is copied to where it was before, as long
-as its shape stays; what cannot change (a prompt's states) is copied there once. Results come to the CPU's memory, each time to a place
-of their own: samplers of several steps keep them.
+Where the provider computes in the CPU's memory, inputs are read where they are. On another device an input has its place in that
+device's memory: what changes from run to run is copied to where it was before, as long as its shape stays; what cannot change (a
+prompt's states) is copied there once. Results come to the CPU's memory, each time to a place of their own: samplers of several
+steps keep them.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ HELD = 4
 class Binding:
     """The inputs and outputs of one run at a time of an open graph.
 
-    `ort` is the module, `inference` its InferenceSession, `device` ORT's name of the memory that its provider computes in.
+    `ort` is the module, `inference` its InferenceSession, `device` ORT's name of the memory that its provider computes in, none
+    where that is the CPU's.
     """
 
-    def __init__(self, ort: Any, inference: Any, device: str, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    def __init__(self, ort: Any, inference: Any, device: str | None, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         self._values: Any = ort.OrtValue
         self._inference = inference
         self._binding: Any = inference.io_binding()
@@ -48,16 +50,19 @@ class Binding:
             return [value.numpy() for value in self._binding.get_outputs()]
         finally:
             self._binding.clear_binding_outputs()  # else the next run would write over them
+            self._binding.clear_binding_inputs()  # what only this run needed can go
 
     def _placed(self, name: str, array: Array, declared: Tensor) -> Any:
         if not _owner(array).flags.writeable:
             return self._kept(name, array, declared)
         ready = _cast(array, declared)
+        if self._device is None:
+            return self._values.ortvalue_from_numpy(ready)
         value = self._moving.get(name)
         if value is not None and tuple(value.shape()) == ready.shape:
             value.update_inplace(ready)
         else:
-            # A copy: where the device is the CPU, a value of ORT's lies in the array's own memory.
+            # A copy, since values on a device that is called "cpu" (in tests) lie in the array's own memory.
             value = self._moving[name] = self._values.ortvalue_from_numpy(ready.copy(), self._device, 0)
         return value
 
@@ -67,7 +72,7 @@ class Binding:
         for one, value in held:
             if _same(one, array):
                 return value
-        value = self._values.ortvalue_from_numpy(_cast(array, declared), self._device, 0)
+        value = self._values.ortvalue_from_numpy(_cast(array, declared), self._device or "cpu", 0)
         self._held[name] = [*held[1 - HELD :], (array, value)]
         return value
 
