@@ -12,9 +12,10 @@ from ..models.bundle import Bundle
 from ..models.errors import RequestError
 from ..models.families import FAMILIES, Family
 from ..models.manifest import Manifest
-from . import denoise, inpaint, pictures, speed, text
+from . import denoise, guidance, inpaint, pictures, speed, text
 from .components import Components, Handle
-from .denoise import Array, Conditioning, Denoise, Feeds, Guidance, Weighted
+from .denoise import Array, Conditioning, Denoise, Feeds, Weighted
+from .guidance import Guidance
 from .inpaint import Scene
 from .job import Job, Pass
 from .tokenizer import open_tokenizer
@@ -62,13 +63,13 @@ def denoiser(job: Job, one: Pass, manifest: Manifest, unet: Handle, encoded: tex
     noise, family, grain = manifest.noise, FAMILIES[manifest.family], manifest.latent.downscale
     savings = speed.TABLE[speed.find(job.request.speed)]
     predict, held = speed.saving(savings, unet, noise, one.sigmas, (one.height // grain, one.width // grain))
-    guidance = Guidance(scale=job.guidance, rescale=job.request.rescale, interval=job.interval)
+    wanted = Guidance(scale=job.guidance, rescale=job.request.rescale, interval=job.interval)
     extra = dict(seen)
     if "timestep_cond" in unet.inputs:  # distilled to be guided by a number: no negative prompt, one call a step
         width = unet.inputs["timestep_cond"].shape[-1]
         assert isinstance(width, int)
         extra["timestep_cond"] = denoise.guidance_embedding(job.guidance, width)
-        return denoise.guided(predict, noise.prediction, _adding(encoded.positive, extra), None, Guidance(scale=1.0))
+        return guidance.guided(predict, noise.prediction, _adding(encoded.positive, extra), None, Guidance(scale=1.0))
     sizes = _sizes(one, family)
     if sizes is not None and family.task != "refine":  # the text was encoded with the sizes of the first pass
         extra["time_ids"] = sizes.time_ids()
@@ -76,8 +77,8 @@ def denoiser(job: Job, one: Pass, manifest: Manifest, unet: Handle, encoded: tex
     negative = None if encoded.negative is None else _adding(encoded.negative, extra)
     if family.task == "instruct" and negative is not None:
         scale = PICTURE_SCALE if job.request.image_guidance is None else job.request.image_guidance
-        return denoise.guided_by_picture(predict, noise.prediction, positive, negative, replace(guidance, picture_scale=scale))
-    return denoise.guided(predict, noise.prediction, positive, negative, guidance, held)
+        return guidance.guided_by_picture(predict, noise.prediction, positive, negative, replace(wanted, picture_scale=scale))
+    return guidance.guided(predict, noise.prediction, positive, negative, wanted, held)
 
 
 def _adding(conditioning: Conditioning, extra: Feeds) -> Conditioning:

@@ -82,8 +82,8 @@ class Run:
             drawing.steps += 1
             if not np.isfinite(latents).all():
                 raise NumericalError(
-                    f"step {drawing.steps}: NaN or Inf in the latents: expected finite numbers; "
-                    "use more steps, less guidance, or an fp32 U-Net"
+                    f"step {drawing.steps}: NaN or Inf in the latents, in float32 too: expected finite numbers; use less guidance or "
+                    f"another sampler, `diffusette verify` the bundle, or export with --precision unet=fp32"
                 )
             drawing.latents = latents
             yield latents

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..models.errors import RequestError
 from ..models.families import FAMILIES
 from ..models.manifest import Manifest
-from . import denoise, hires, pictures, samplers, schedules, speed
+from . import guidance, hires, pictures, samplers, schedules, speed
 from .randomness import KINDS, SEED_LIMIT
 from .request import Request
 from .samplers import Sampler
@@ -53,7 +53,7 @@ class Job:
     """One; with `hires` two."""
     guidance: float
     interval: tuple[float, float]
-    """`denoise.Guidance.interval`."""
+    """`guidance.Guidance.interval`."""
     sampler: Sampler
     options: Mapping[str, object]
     """Keyword arguments of the sampler."""
@@ -99,7 +99,7 @@ def settle(request: Request, manifest: Manifest, *, refines: bool = False) -> Jo
         request=request,
         passes=tuple(passes),
         guidance=defaults.guidance if request.guidance is None else request.guidance,
-        interval=denoise.step_interval(passes[0].sigmas, *request.guidance_interval),
+        interval=guidance.step_interval(passes[0].sigmas, *request.guidance_interval),
         sampler=sampler,
         options=samplers.options_for(sampler, request.sampler_options, manifest.noise),
         schedule=name,

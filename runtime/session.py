@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models import onnx_file, onnx_weights
+from ..models import onnx_file, onnx_weights, single
 from ..models.bundle import check_external
 from ..models.errors import BundleError, ProviderError
 from ..models.manifest import Tensor
@@ -34,7 +34,7 @@ class Session:
         self._inference: Any = inference
         self._alive = alive  # memory that ORT reads and does not own
         self._shrink = shrink and provider.name == "cpu"
-        self._device = provider.device or "cpu"
+        self._device = provider.device
         self._idle: list[Binding] = []
         self._running: set[Any] = set()
         self._lock = threading.Lock()
@@ -119,7 +119,7 @@ def open_session(graph: Path, provider: Provider, options: SessionOptions | None
     ort = onnxruntime()
     if provider.fixed_shapes:
         _need_fixed_shapes(graph, provider, options.dimensions)
-    if options.cache is None or options.weights or not provider.graph_cache:
+    if options.cache is None or options.weights or options.wide or not provider.graph_cache:
         return _open(ort, graph, provider, options)
     with mapped(f"{graph} on {provider.name}"):
         parts = (provider.execution_provider, dict(provider.options), dict(options.dimensions), options.prepack, ort.__version__)
@@ -141,6 +141,8 @@ def _open(ort: Any, graph: Path, provider: Provider, options: SessionOptions, *,
     with mapped(f"{graph} on {provider.name}"):
         if options.weights:
             source, alive = _with_weights(ort, graph, settings, options.weights)
+        if options.wide:
+            source = _wide(graph, source, settings)
         inference = _inference(ort, source, settings, provider)
     running = inference.get_providers()
     if running[:1] != [provider.execution_provider]:
@@ -200,8 +202,20 @@ def _with_weights(ort: Any, graph: Path, settings: Any, weights: Mapping[str, Ar
         settings.add_external_initializers(list(outside), list(outside.values()))
     if not inside:
         return str(graph), outside
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+    settings.add_session_config_entry(_FOLDER, str(graph.parent))
     return onnx_weights.replaced(graph, inside), outside
+
+
+def _wide(graph: Path, source: str | bytes, settings: Any) -> bytes:
+    """`graph`, opened from `source`, as it computes in float32."""
+    if isinstance(source, str):
+        settings.add_session_config_entry(_FOLDER, str(graph.parent))
+        source = graph.read_bytes()
+    return single.widened(source, {name for name, one in onnx_file.read(graph).initializers.items() if one.dtype == "float16"})
+
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where a graph that is given in memory has its data."""
 
 
 def _need_fixed_shapes(graph: Path, provider: Provider, dimensions: Mapping[str, int]) -> None:

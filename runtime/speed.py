@@ -2,7 +2,7 @@
 
 * *Reuse*: what lies deep in the U-Net is computed in every n-th step alone, and extrapolated in the steps between: DeepCache (Ma et
   al. 2023, arXiv:2312.00858) with TaylorSeer's extrapolation of first order (Liu et al. 2025, arXiv:2503.06923). `reusing`.
-* *Held guidance*: the negative prompt is asked in those steps alone, and what guidance added there is added between. `denoise.guided`.
+* *Held guidance*: the negative prompt is asked in those steps alone, and what guidance added there is added between. `guidance.guided`.
 * *Strided tokens*: self-attentions of the highest resolution look at every second pixel along each side (ToDo, Smith et al. 2024,
   arXiv:2402.13573).
 
@@ -76,7 +76,7 @@ class Saving(NamedTuple):
 
     predict: Predict
     held: Segment | None = None
-    """For `denoise.guided`."""
+    """For `guidance.guided`."""
 
 
 def saving(savings: Savings, session: Handle, noise: Noise, sigmas: Levels, size: tuple[int, int]) -> Saving:

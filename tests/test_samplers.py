@@ -19,7 +19,7 @@ import torch
 from diffusette.models.errors import RequestError
 from diffusette.models.manifest import Noise, Tensor
 from diffusette.models.noise_config import CLASSES, from_scheduler_config
-from diffusette.runtime import denoise, samplers, schedules
+from diffusette.runtime import denoise, guidance, samplers, schedules
 from diffusette.runtime.noise_levels import model_sigmas, timestep_of
 from diffusette.runtime.randomness import rng
 from tests.conftest import FakeSession
@@ -45,7 +45,7 @@ def our_model(noise: Noise) -> denoise.Denoise:
         lambda feeds: {"out_sample": network(feeds["sample"], float(feeds["timestep"]))},
         {"sample": Tensor("float32", ("batch", 4, "h", "w")), "timestep": Tensor("float32", ())},
     )
-    return denoise.guided(denoise.unet(session, noise), noise.prediction, denoise.always({}), None, denoise.Guidance(scale=1.0))
+    return guidance.guided(denoise.unet(session, noise), noise.prediction, denoise.always({}), None, guidance.Guidance(scale=1.0))
 
 
 @dataclass(frozen=True)

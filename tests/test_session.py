@@ -264,8 +264,9 @@ def test_a_weight_that_the_graph_has_not_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_feeds_that_cannot_change_are_cast_and_placed_once(tmp_path: Path, dtype: type[np.floating]) -> None:
-    session = open_session(small_graphs.linear(tmp_path / "model.onnx", dtype=dtype), CPU)
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_feeds_that_cannot_change_are_cast_and_placed_once(tmp_path: Path, device: str | None, dtype: type[np.floating]) -> None:
+    session = open_session(small_graphs.linear(tmp_path / "model.onnx", dtype=dtype), replace(CPU, device=device))
     x = X.copy()
     assert np.array_equal(session.run({"x": x})["z"], Z)
     x[:] = 0
@@ -288,17 +289,20 @@ def test_feeds_that_cannot_change_are_cast_and_placed_once(tmp_path: Path, dtype
         session.run({"x": x[:, :3]})
 
 
-def test_what_changes_stays_at_its_place_on_the_device_and_neither_feeds_nor_results_are_ever_written_over(tmp_path: Path) -> None:
-    session = open_session(small_graphs.linear(tmp_path / "model.onnx"), CPU)
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_what_changes_keeps_its_place_on_a_device_and_neither_feeds_nor_results_are_ever_written_over(
+    tmp_path: Path, device: str | None
+) -> None:
+    session = open_session(small_graphs.linear(tmp_path / "model.onnx"), replace(CPU, device=device))
     places: set[int] = set()
     fed, given = [np.full((2, 8), number, np.float32) for number in range(4)], list[np.ndarray]()
     for number, x in enumerate(fed):
         given.append(session.run({"x": x})["z"])
-        places.add(session._idle[0]._moving["x"].data_ptr())
+        places.update(value.data_ptr() for value in session._idle[0]._moving.values())
         for before in range(number + 1):
             assert np.array_equal(fed[before], np.full((2, 8), before))
             assert np.array_equal(given[before], 8.0 * before + np.broadcast_to(np.arange(8), (2, 8)))
-    assert len(places) == 1
+    assert len(places) == (device is not None)
     assert places.isdisjoint(x.__array_interface__["data"][0] for x in fed)
     assert np.array_equal(session.run({"x": np.ones((3, 8))})["z"], 8.0 + np.broadcast_to(np.arange(8), (3, 8)))  # another shape
     assert np.array_equal(session.run({"x": X})["z"], Z)

@@ -17,7 +17,8 @@ from diffusette.models import manifest as manifests
 from diffusette.models.errors import RequestError
 from diffusette.models.manifest import Noise
 from diffusette.runtime import adapters, denoise, files, merge, metadata, pipeline, speed
-from diffusette.runtime.denoise import Array, Feeds, Guidance, always
+from diffusette.runtime.denoise import Array, Feeds, always
+from diffusette.runtime.guidance import Guidance, guided
 from diffusette.runtime.pipeline import Pipeline
 from diffusette.runtime.request import Request
 from diffusette.runtime.speed import Savings, segments
@@ -118,10 +119,10 @@ def test_held_guidance_asks_the_negative_prompt_once_a_part_and_adds_what_it_add
     yes, no = ({"name": np.array(name)} for name in ("yes", "no"))
     sigmas = np.arange(12.0, -1.0, -1.0)
     for guidance in (Guidance(scale=3.0), Guidance(scale=3.0, rescale=0.7)):
-        exact = denoise.guided(predict, "epsilon", always(yes), always(no), guidance)
+        exact = guided(predict, "epsilon", always(yes), always(no), guidance)
         expected = [exact(X * sigma, sigma) for sigma in sigmas[:-1].tolist()]
         asked.clear()
-        held = denoise.guided(predict, "epsilon", always(yes), always(no), guidance, segments(sigmas, 3, 3))
+        held = guided(predict, "epsilon", always(yes), always(no), guidance, segments(sigmas, 3, 3))
         for sigma, wanted in zip(sigmas[:-1].tolist(), expected, strict=True):
             np.testing.assert_allclose(held(X * sigma, sigma), wanted, rtol=1e-5, atol=1e-4)
         assert asked.count("yes") == 12

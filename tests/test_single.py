@@ -1,0 +1,124 @@
+"""Graphs in half precision that are made to compute in float32: onnx reads them, ONNX Runtime runs them, nothing overflows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from diffusette.models import onnx_file, single
+from diffusette.models.errors import BundleError
+from diffusette.runtime.providers import TABLE
+from diffusette.runtime.session import SessionOptions, open_session
+from tests import small_graphs
+
+CPU = TABLE["cpu"]
+X = np.linspace(-100.0, 100.0, 16, dtype=np.float32).reshape(2, 8)
+LARGE = 1000.0
+"""What X is multiplied with eight times over, and divided by again: beyond half precision on the way."""
+
+
+def packed(values: list[float]) -> onnx.TensorProto:
+    """Halves as bits in TensorProto.int32_data, where onnx.helper puts them."""
+    return helper.make_tensor("packed", TensorProto.FLOAT16, [len(values)], values)
+
+
+def branch(name: str, weight: str) -> onnx.GraphProto:
+    """A branch of If, which takes `a` and `weight` from the graph around it."""
+    nodes = [helper.make_node("Cast", ["a"], [f"{name}_a"], to=TensorProto.FLOAT16), helper.make_node("Mul", [f"{name}_a", weight], [name])]
+    return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["n", 8])])
+
+
+def half(path: Path, *, external: bool = False) -> Path:
+    """x (n, 8) → y = 2 · x + 3, through every place in which a model names half precision, and through numbers that it cannot hold.
+
+    With external data without If, whose branches ONNX Runtime 1.31 does not let look at such data in a model that is given in memory.
+    """
+    plain = numpy_helper.from_array(np.full(8, 3, np.float16), "three")
+    nodes = [
+        helper.make_node("Mul", ["x", "large"], ["a0"]),
+        helper.make_node("Concat", ["a0", "a0"], ["a1"], axis=1),
+        helper.make_node("Split", ["a1"], ["a", "rest"], axis=1, num_outputs=2),
+        helper.make_node("Mul", ["a", "small"], ["b"])
+        if external
+        else helper.make_node("If", ["yes"], ["b"], then_branch=branch("then", "small"), else_branch=branch("else", "large")),
+        helper.make_node("Constant", [], ["two"], value=packed([2.0])),
+        helper.make_node("Constant", [], ["three"], value=plain),
+        helper.make_node("twice", ["b", "two"], ["c"], domain="ours"),
+        helper.make_node("Shape", ["c"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["none"], value=numpy_helper.from_array(np.zeros(1, np.float16))),
+        helper.make_node("Add", ["c", "none"], ["d"]),
+        helper.make_node("Add", ["d", "three"], ["y"]),
+    ]
+    weights = {"large": np.full(8, LARGE, np.float16), "small": np.full(8, 1 / LARGE, np.float16), "yes": np.array(1, np.bool_)}
+    kind = (TensorProto.FLOAT16, ["n", 8])
+    function = helper.make_function(
+        "ours",
+        "twice",
+        ["p", "q"],
+        ["r"],
+        [helper.make_node("Cast", ["p"], ["s"], to=TensorProto.FLOAT16), helper.make_node("Mul", ["s", "q"], ["r"])],
+        [helper.make_opsetid("", 18)],
+    )
+    proto = small_graphs.model(nodes, {"x": kind}, {"y": kind}, weights, functions=[function])
+    proto.graph.value_info.append(helper.make_tensor_value_info("a", *kind))
+    return small_graphs.save(proto, path, external=external)
+
+
+def kinds(message: Any, found: set[int]) -> set[int]:
+    """Every dtype that is named anywhere in a message of protocol buffers."""
+    for field, value in message.ListFields():
+        if field.name in {"data_type", "elem_type"} or (field.name == "i" and message.name in {"to", "dtype"}):
+            found.add(value)
+        for one in [] if field.type != field.TYPE_MESSAGE else [value] if hasattr(value, "ListFields") else value:
+            kinds(one, found)
+    return found
+
+
+@pytest.mark.parametrize("external", [False, True], ids=["inside", "external"])
+def test_what_overflows_in_half_precision_is_right_in_a_widened_session(tmp_path: Path, external: bool) -> None:
+    path = half(tmp_path / "model.onnx", external=external)
+    before = path.read_bytes()
+    narrow = open_session(path, CPU)
+    assert narrow.inputs["x"].dtype == "float16"
+    assert not np.isfinite(narrow.run({"x": X})["y"]).all()
+    for options in (SessionOptions(wide=True), SessionOptions(wide=True, fold=False, prepack=False)):
+        wide = open_session(path, CPU, options)
+        assert (wide.inputs["x"].dtype, wide.outputs["y"].dtype) == ("float32", "float32")
+        np.testing.assert_allclose(wide.run({"x": X})["y"], 2 * X + 3, rtol=1e-3)
+    assert path.read_bytes() == before
+
+
+def test_no_half_is_left_but_the_weights_which_are_cast_as_they_are_used(tmp_path: Path) -> None:
+    path = half(tmp_path / "model.onnx")
+    assert single.has_halves(onnx_file.read(path))
+    model = onnx.load_from_string(single.widened(path.read_bytes(), {"large", "small"}))
+    onnx.checker.check_model(model, full_check=True)
+    assert {one.name: one.data_type for one in model.graph.initializer if one.name != "yes"} == {"large": 10, "small": 10}
+    del model.graph.initializer[:]
+    assert TensorProto.FLOAT16 not in kinds(model, set())
+
+
+def test_a_replaced_weight_is_used_by_a_widened_session(tmp_path: Path) -> None:
+    for external in (False, True):
+        path = half(tmp_path / f"{external}/model.onnx", external=external)
+        options = SessionOptions(wide=True, weights={"small": np.full(8, 3 / LARGE, np.float16)})
+        np.testing.assert_allclose(open_session(path, CPU, options).run({"x": X})["y"], 6 * X + 3, rtol=1e-3)
+
+
+def test_a_graph_without_halves_has_nothing_to_widen_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = small_graphs.linear(tmp_path / "model.onnx")
+    assert not single.has_halves(onnx_file.read(path))
+    same = onnx.load_from_string(single.widened(path.read_bytes(), ()))
+    assert same == onnx.load(path)
+
+
+@pytest.mark.parametrize("kept", [40, 200, 0.5, 0.9])
+def test_a_damaged_graph_is_refused(tmp_path: Path, kept: float) -> None:
+    data = half(tmp_path / "model.onnx").read_bytes()
+    with pytest.raises(BundleError, match="cannot be made to compute in float32"):
+        single.widened(data[: int(kept if kept > 1 else kept * len(data))], {"large", "small"})
