@@ -19,9 +19,10 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 from numpy.typing import NDArray
 
-from ..models import onnx_file
+from ..models import onnx_file, single
 from ..models.bundle import Bundle
 from ..models.errors import BundleError, RequestError, ResourceError
 from ..models.manifest import Component, Graph, Tensor
@@ -80,6 +81,7 @@ class Components:
         self._open: OrderedDict[_Key, Session] = OrderedDict()
         self._turn = threading.Lock()
         self._notes: dict[str, None] = {}
+        self._wide: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self.bundle.manifest.components
@@ -110,7 +112,10 @@ class Components:
         """One run, under leaner and leaner plans if need be and allowed."""
         while True:
             try:
-                return self._session(name, feeds, variant).run(feeds)
+                outputs = self._session(name, feeds, variant).run(feeds)
+                if _finite(outputs) or not self._widen(name, feeds):
+                    return outputs
+                continue
             except ResourceError as error:
                 _forget(error)
                 self._close()  # what failed keeps what it had taken until then
@@ -118,6 +123,18 @@ class Components:
                     raise
             before, self.plan = self.plan, PLANS[PLANS.index(self.plan) + 1]
             self._notes[f"memory did not suffice for the plan {before}: it went on with {self.plan}"] = None
+
+    def _widen(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> bool:
+        """Whether numbers that became NaN or Inf for `feeds` may not do so in float32: then the component computes in it from now on."""
+        component = name.partition("/")[0]
+        graph = self.bundle.path(self._described(name).graph)
+        if component in self._wide or not _finite(feeds) or not single.has_halves(onnx_file.read(graph)):
+            return False
+        self._wide.add(component)
+        for key in [key for key in self._open if key[0].partition("/")[0] == component]:
+            self._open.pop(key).close()
+        self._notes[f"{component}: NaN or Inf came out in half precision: from there on it computes in float32"] = None
+        return True
 
     def _can_be_cut(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> bool:
         """Whether the same can be done in tiles, which costs less than a leaner plan."""
@@ -140,7 +157,7 @@ class Components:
             self._open.pop(oldest).close()
         graph = self.bundle.path(described.graph)
         weights: Mapping[str, NDArray[Any]] = variant.weights(onnx_file.read(graph).initializers) if variant else {}
-        options = replace(self._options, dimensions=dimensions, weights=weights)
+        options = replace(self._options, dimensions=dimensions, weights=weights, wide=name.partition("/")[0] in self._wide)
         if self.plan == "streamed" or (self.plan == "sequential" and name in TILED):
             # Convolutions gain little from more. Other providers copy weights anyway, and need what folding gives.
             options = replace(options, prepack=False, fold=self.provider.name != "cpu", cache=None)
@@ -222,6 +239,10 @@ class Handle:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by its name; see `session.Session.run`."""
         return self.components.run(self.name, feeds, self.variant)
+
+
+def _finite(arrays: Mapping[str, NDArray[Any]]) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in arrays.values() if array.dtype.kind == "f")
 
 
 def _dimensions(component: Component | Graph, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:

@@ -20,6 +20,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+from diffusette.export import half, write
 from diffusette.models import manifest as manifests
 from diffusette.models.errors import NumericalError, RequestError
 from diffusette.models.manifest import Component, Tensor
@@ -203,6 +204,41 @@ def test_not_a_number_on_the_way_is_an_error_and_never_a_black_picture(sd1_bundl
         pytest.raises(NumericalError, match=said),
     ):
         drawer.generate(PROMPT, seed=1, steps=2)
+
+
+FEEDING = {"unet": "up_blocks.0.resnets.0.conv1.weight", "vae_decoder": "decoder.up_blocks.0.resnets.0.conv1.weight"}
+"""Convolutions that a normalization follows: however large what they give, what comes after it is not."""
+
+
+def overflowing(bundle: Path, copy: Path, *, halved: bool) -> Path:
+    """A copy of a bundle whose U-Net and decoder go through numbers that half precision cannot hold; `halved`, they round to it after
+    each operator, as a GPU does.
+    """
+    shutil.copytree(bundle, copy)
+    for component, name in FEEDING.items():
+        proto = onnx.load(copy / component / "model.onnx")
+        weight = next(one for one in proto.graph.initializer if one.name.endswith(name))
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1e6), weight.name))
+        onnx.save(proto, copy / component / "model.onnx")
+        if halved:
+            write.save(half.rounded(write.load(copy / component)), copy / component)
+        small_graphs.relist(copy, f"{component}/model.onnx")
+    return copy
+
+
+@pytest.mark.parametrize("plan", ["resident", "streamed"])
+def test_what_overflows_in_half_precision_is_done_again_in_float32_and_that_is_said(sd1_bundle: Path, tmp_path: Path, plan: str) -> None:
+    with pipeline.load(overflowing(sd1_bundle, tmp_path / "float", halved=False), provider="cpu", memory=plan) as drawer:
+        wanted = drawer.generate(PROMPT, seed=1, steps=3)
+    assert wanted.notes == ()
+    with pipeline.load(overflowing(sd1_bundle, tmp_path / "half", halved=True), provider="cpu", memory=plan) as drawer:
+        for _ in range(2):
+            found = drawer.generate(PROMPT, seed=1, steps=3)
+            assert found.notes == tuple(
+                f"{name}: NaN or Inf came out in half precision: from there on it computes in float32" for name in FEEDING
+            )
+            difference = np.asarray(found.images[0], np.float64) - np.asarray(wanted.images[0], np.float64)
+            assert 10 * np.log10(255**2 / np.mean(difference**2)) > 50  # weights are stored in half precision
 
 
 def test_not_a_number_from_the_encoder_is_an_error_and_words_alone_still_draw(sd1_bundle: Path, tmp_path: Path) -> None:
