@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, cast
 
 import msgspec
+import numpy as np
+import onnx_ir as ir
 
 from ..models.manifest import Component, Precision, Target
 from . import equalize, half, parity, quantize, ranges, recipe, sensitivity, write
@@ -108,8 +112,8 @@ def to_integers(
     """Writes the component in `float_folder` with 8-bit (or 4-bit) layers into `folder`; with no `form`, 4-bit weights and
     else float. `feeds` are what it was given when pictures were drawn.
 
-    Where the result is below `bar` (dB), the layers that cost most at the output get more bits: float arithmetic, and in the
-    end 16-bit weights.
+    Where the result is below `bar` (dB), or pictures below what the recipe says, the layers that cost most at the output get more
+    bits: float arithmetic, and in the end 16-bit weights.
 
     Raises:
         NumericalError: below the bar even so.
@@ -129,14 +133,26 @@ def to_integers(
     job = _Job(float_folder, folder, scales, equalize.factors(plain, scales), calibration, form, checked, expected)
     compared, rows = job.make(kinds.__getitem__)
     before: dict[str, Kind] = {row.layer: row.kind for row in rows}
-    costs = _costs(job, found, rows, feeds)
+    pictures = name in recipe.PSNR
+    costs = _costs(job, found, rows, [sensitivity.cut(feed) for feed in feeds] if pictures else feeds)
+    if pictures:
+        bar = max(bar, _bar_of_pictures(expected, recipe.PSNR[name]))
     if compared.db < bar:
         compared, rows = _promoted(job, before, rows, costs, compared, bar, to_float=form is None)
     worst = sorted(costs, key=lambda layer: -costs[layer].noise)
     parity.require(name, precision, compared, bar, worst[:5])
+    if form == "operators":
+        made_of: ir.Model = cast("Any", ir).load(folder / write.GRAPH)
+        write.save_beside(quantize.split_products(made_of), folder / write.GRAPH)  # now, since effects are measured on whole layers
     if not any(row.kind in _INTEGERS for row in rows):
         precision = "fp16" if any(row.kind == "half" for row in rows) else "fp32"
     return Lowered(msgspec.structs.replace(made, precision=precision, parity_db=compared.db), _told(rows, costs, before))
+
+
+def _bar_of_pictures(expected: Sequence[Values], psnr: float) -> float:
+    """The SNR in dB from which each picture, of which `expected` are some in float, is within `psnr`."""
+    power = max(float(np.mean(np.square(picture, dtype=np.float64))) for values in expected for picture in values.values())
+    return psnr - 10 * math.log10(4.0 / max(power, 1e-12))  # from black to white it is 2
 
 
 def _costs(job: _Job, found: Sequence[Layer], rows: Sequence[Row], feeds: Sequence[Feeds]) -> dict[str, sensitivity.Cost]:

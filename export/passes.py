@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .graph import Pass, attribute, changed_weight, constant, declined, dims, integers, nodes_of, producer, replace, tidy, typed
+from .graph import Pass, attribute, changed_weight, constant, declined, dims, integers, nodes_of, producer, rank, replace, tidy, typed
 
 
 def fold_transposed_weights(model: ir.Model) -> ir.Model:
@@ -107,6 +107,14 @@ def gemm_to_matmul(model: ir.Model) -> ir.Model:
         if bias and bias[0] is not None:
             nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias[0]]))
         replace(node, nodes, nodes[-1].outputs[0])
+    return model
+
+
+def split_from_the_end(model: ir.Model) -> ir.Model:
+    """Split along the last axis says so by -1: ranks are not written into files, and later passes want to know."""
+    for node in nodes_of(model, "Split"):
+        if attribute(node, "axis", 0) == (rank(node.inputs[0]) or 0) - 1:
+            node.attributes["axis"] = ir.AttrInt64("axis", -1)
     return model
 
 

@@ -271,3 +271,26 @@ def _matmul(model: ir.Model, layer: Layer, weight: _Weight, calibration: Calibra
     product = ir.node("MatMul", [x.outputs[0], w.outputs[0]], name=layer.node.name)
     total = ir.node("Add", [product.outputs[0], bias])
     graph.replace(last, [x, w, product, total], total.outputs[0])
+
+
+def split_products(model: ir.Model) -> ir.Model:
+    """A product that is split into equal parts behind it, as in gated feed-forwards → a product for each part of the weight.
+
+    Bit for bit the same, without a copy of what is often the largest activation. The weight stays whole in the file, under its name:
+    it is parted when the graph is opened, or in each call where nothing is computed ahead, which costs less than the copy did.
+    """
+    for split in graph.nodes_of(model, "Split"):
+        product = graph.producer(split.inputs[0], "MatMulIntegerToFloat")
+        if product is None or len(product.outputs[0].uses()) != 1 or graph.attribute(split, "axis", 0) != -1 or len(split.inputs) > 1:
+            continue
+        parts = len(split.outputs)
+        cuts = {
+            place: ir.node("Split", [product.inputs[place]], {"axis": axis, "num_outputs": parts}, num_outputs=parts)
+            for place, axis in ((1, 1), (3, 0), (5, 0), (6, 0))  # weight, its scales and zeros, bias
+        }
+        products: list[ir.Node] = []
+        for part in range(parts):
+            inputs = [cuts[place].outputs[part] if place in cuts else value for place, value in enumerate(product.inputs)]
+            products.append(ir.node("MatMulIntegerToFloat", inputs, domain=graph.MICROSOFT, name=f"{product.name}.{part}"))
+        graph.replace(split, [*cuts.values(), *products], *(node.outputs[0] for node in products))
+    return graph.tidy(model)

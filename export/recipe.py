@@ -29,14 +29,19 @@ _RECIPES: Mapping[str, tuple[tuple[str, Kind], ...]] = MappingProxyType(
         # One forward pass a picture: weight-only costs no time that anyone sees, and the text decides what is drawn.
         "text_encoder": ((r"", "weights"),),
         "text_encoder_2": ((r"", "weights"),),
-        # Its noise is seen as such in the picture; the gain of 8 bit is small beside the U-Net's twenty steps.
+        # Once a picture, and only where one is given.
         "vae_encoder": ((r"", "half"),),
-        "vae_decoder": ((r"", "half"),),
+        # As much arithmetic as several U-Net calls, nearly all of it in its large convolutions; its noise is seen as such in the picture.
+        "vae_decoder": ((r"^decoder\.conv_(in|out)$|\.attentions\.", "half"),),
         "tiny_decoder": ((r"", "half"),),
         # Once a picture, and its answer is a threshold: weight-only, but for the few weights that read the pixels.
         "safety_checker": ((r"patch_embedding$", "half"), (r"", "weights")),
     }
 )
+
+PSNR: Mapping[str, float] = MappingProxyType({"vae_decoder": 38.0})
+"""How close the pictures that a component gives in few bits have to come to those that it gives in float: dB, where white is 1 and
+black -1."""
 
 
 def kind(component: str, layer: str, elements: int, precision: Precision = "int8") -> Kind:

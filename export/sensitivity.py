@@ -63,7 +63,7 @@ def costs(
     quantized = _Quantized(made, open_graph)
     found: list[dict[str, Cost]] = []
     for feed in feeds:
-        start: Values = dict(feed) if small else _cut(feed)
+        start: Values = dict(feed) if small else cut(feed)
         found.append(_costs(looking, nudged, quantized, known, factors, start))
     looking.close()
     nudged.close()
@@ -115,7 +115,7 @@ def _rounded(quantized: _Quantized, layer: Layer, factors: Mapping[str, Array], 
     return y
 
 
-def _cut(feed: Feeds) -> Values:
+def cut(feed: Feeds) -> Values:
     """The middle of each picture."""
     found: Values = {}
     for name, array in feed.items():

@@ -10,7 +10,7 @@ from .cuda import fuse_bias_add, fuse_bias_split_gelu, fuse_group_norm, fuse_ski
 from .fusions import fuse_attention, fuse_silu, lower_group_norm
 from .graph import Pass
 from .layout import channels_last, pictures_to_tokens
-from .passes import COMMON, pointwise_to_matmul
+from .passes import COMMON, pointwise_to_matmul, split_from_the_end
 from .quantize import Form
 from .standard import at_opset, contrib_gelu, decompose_attention, expand_gelu, one_time_for_all
 
@@ -18,7 +18,7 @@ _ATTENTION: tuple[Pass, ...] = (*COMMON, pointwise_to_matmul, fuse_attention, fu
 _PLAIN: tuple[Pass, ...] = (*COMMON, decompose_attention, lower_group_norm, expand_gelu)
 TARGETS: Mapping[Target, tuple[Pass, ...]] = MappingProxyType(
     {
-        "cpu": (*_ATTENTION, lower_group_norm, at_opset(20)),
+        "cpu": (*_ATTENTION, lower_group_norm, split_from_the_end, at_opset(20)),
         "portable": (*_PLAIN, at_opset(18), one_time_for_all),
         "openvino": (*_PLAIN, at_opset(18)),  # its plug-in takes a graph whole only without contrib operators
         "cuda": (

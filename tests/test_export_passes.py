@@ -142,6 +142,16 @@ def test_computed_shapes_become_constants_or_the_shape_of_another_tensor(tmp_pat
     assert check(model, (passes.simplify_reshapes,), {"x": normal(2, 3, 4, 5)}, tmp_path) == {"Reshape": 2, "Relu": 1, "Shape": 1}
 
 
+def test_a_split_along_the_last_axis_says_so_and_no_other_does(tmp_path):
+    nodes = [
+        helper.make_node("Split", ["x"], ["a", "b"], axis=2, num_outputs=2),
+        helper.make_node("Split", ["x"], ["c", "d"], axis=1, num_outputs=2),
+    ]
+    model = graph(nodes, {"x": ["n", 4, 6]}, dict.fromkeys("abcd"))
+    check(model, (passes.split_from_the_end,), {"x": normal(2, 4, 6)}, tmp_path)
+    assert [node.attributes["axis"].value for node in model.graph] == [-1, 1]
+
+
 def test_gemm_becomes_a_matmul_and_a_bias(tmp_path):
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)]
     model = graph(nodes, {"x": ["n", 6]}, {"y": ["n", 4]}, {"w": normal(4, 6), "b": normal(4)})

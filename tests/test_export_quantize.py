@@ -41,7 +41,7 @@ def model():
         node("Transpose", ["f"], ["t"], perm=[0, 2, 1]),
         node("MatMul", ["t", "ff.net.0.proj.weight"], ["m1"], name="ff0"),
         node("Add", ["m1", "ff.net.0.proj.bias"], ["h"]),
-        node("Split", ["h"], ["h1", "h2"], axis=2, num_outputs=2),
+        node("Split", ["h"], ["h1", "h2"], axis=-1, num_outputs=2),
         node("Gelu", ["h2"], ["g"]),
         node("Mul", ["h1", "g"], ["hg"]),
         node("MatMul", ["hg", "ff.net.2.weight"], ["m2"], name="ff2"),
@@ -124,6 +124,18 @@ def test_float_layers_are_left_alone(tmp_path):
     assert made.graph.initializers["a.weight"].dtype == ir.DataType.FLOAT
 
 
+def test_what_is_split_behind_a_product_is_made_in_parts_bit_for_bit_the_same(tmp_path):
+    lowered(tmp_path)
+    parted = quantize.split_products(ir.load(tmp_path / "made" / write.GRAPH))
+    assert Counter(node.op_type for node in parted.graph)["MatMulIntegerToFloat"] == 4
+    assert not any(node.op_type == "Split" and node.inputs[0].producer() is not None for node in parted.graph)
+    assert {"ff.net.0.proj.weight_quantized", "ff.net.0.proj.weight_scale"} <= set(parted.graph.initializers)  # what a LoRA looks for
+    write.save_beside(parted, tmp_path / "made" / "parts.onnx")
+    feed = {"x": normal(1, 16, 8, 12)}
+    one, two = (open_graph(tmp_path / "made" / name).run(feed)["y"] for name in (write.GRAPH, "parts.onnx"))
+    np.testing.assert_array_equal(one, two)
+
+
 def test_a_tensor_that_two_layers_read_is_stored_once(tmp_path):
     plain = model()
     twice = ir.node(
@@ -161,9 +173,9 @@ def component():
     return Component("unet/model.onnx", "fp32", {}, {}, 120.0)
 
 
-def lower_to(tmp_path, bar, precision="int8", form="operators"):
+def lower_to(tmp_path, bar, precision="int8", form="operators", name="unet"):
     write.save(model(), tmp_path / "float")
-    return lower.to_integers("unet", tmp_path / "float", tmp_path / "made", FEEDS, component(), bar, form, precision)
+    return lower.to_integers(name, tmp_path / "float", tmp_path / "made", FEEDS, component(), bar, form, precision)
 
 
 def test_a_component_whose_layers_all_went_back_to_float_is_called_so(tmp_path):
@@ -186,6 +198,19 @@ def test_layers_that_cost_most_go_back_to_float_until_the_bar_is_met_and_the_row
     graph = open_graph(tmp_path / "hard/made" / write.GRAPH)  # what was written is what was judged
     expected = open_graph(tmp_path / "hard/float" / write.GRAPH)
     assert round(min(parity.snr(expected.run(feed)["y"], graph.run(feed)["y"]) for feed in FEEDS), 2) == hard.component.parity_db
+
+
+def test_pictures_of_an_autoencoder_in_eight_bit_come_as_close_to_floats_as_the_recipe_says(tmp_path):
+    lower_to(tmp_path / "unet", 20.0)
+    made = lower_to(tmp_path / "decoder", 20.0, name="vae_decoder")
+    assert any((row.kind, row.recipe) == ("half", "int8") for row in made.rows)
+    expected = open_graph(tmp_path / "decoder/float" / write.GRAPH)
+    psnr = {}
+    for name in ("unet", "decoder"):
+        graph = open_graph(tmp_path / name / "made" / write.GRAPH)
+        errors = [np.mean(np.square(expected.run(feed)["y"] - graph.run(feed)["y"], dtype=np.float64)) for feed in FEEDS]
+        psnr[name] = 10 * np.log10(4 / max(errors))
+    assert psnr["unet"] < recipe.PSNR["vae_decoder"] <= psnr["decoder"]
 
 
 def test_a_bar_that_cannot_be_met_is_an_error_that_names_the_layers(tmp_path):
@@ -237,7 +262,10 @@ def test_the_recipe_keeps_from_eight_bit_what_is_known_to_suffer():
     assert recipe.kind("unet", "up_blocks.0.resnets.0.conv_shortcut", big) == "half"
     assert recipe.kind("text_encoder", "text_model.encoder.layers.0.mlp.fc1", big) == "weights"
     assert recipe.kind("text_encoder", "text_model.encoder.layers.0.mlp.fc1", 10**6) == "half"
-    assert recipe.kind("vae_decoder", "decoder.conv_in", big) == "half"
+    assert recipe.kind("vae_decoder", "decoder.conv_out", big) == "half"
+    assert recipe.kind("vae_decoder", "decoder.mid_block.attentions.0.to_q", big) == "half"
+    assert recipe.kind("vae_decoder", "decoder.up_blocks.2.resnets.0.conv_shortcut", big) == "int8"
+    assert recipe.kind("vae_encoder", "encoder.down_blocks.0.resnets.0.conv1", big) == "half"
 
 
 def test_the_same_graph_is_written_to_the_same_bytes(tmp_path):
