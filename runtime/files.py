@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..models.errors import RequestError
 from . import metadata, pictures, recording
@@ -15,14 +15,33 @@ from .request import Fields, Request
 from .samplers import Option
 
 
-def request_of(prompt: str | None, source: Path | None, options: Mapping[str, Any]) -> Request:
+class Recorded(NamedTuple):
+    """A picture of ours, and how it was drawn."""
+
+    path: Path
+    record: Record
+
+
+def recorded(path: Path) -> Recorded:
+    """The picture `path` of ours.
+
+    Raises:
+        RequestError: it cannot be read, or has no record of ours.
+    """
+    record = metadata.read(path).record
+    if record is None:
+        raise RequestError(f"{path}: has no record of ours: expected a picture that diffusette drew, with its metadata")
+    return Recorded(path, record)
+
+
+def request_of(prompt: str | None, source: Recorded | None, options: Mapping[str, Any]) -> Request:
     """The request for `prompt` with `options` (fields of `Request` by name; `init` and `mask` are paths of pictures, `loras` are
     FILE or FILE:WEIGHT).
 
     With `source`, a picture of ours: what its record says, changed by what is given.
 
     Raises:
-        RequestError: a picture cannot be read, `source` has no record of ours, or there is no prompt.
+        RequestError: a picture cannot be read, the record of `source` needs something else, or there is no prompt.
     """
     fields = dict(options)
     if "init" in fields:
@@ -37,10 +56,7 @@ def request_of(prompt: str | None, source: Path | None, options: Mapping[str, An
         if name in fields:
             fields[name] = numbers_of(name, fields[name])
     if source is not None:
-        record = metadata.read(source).record
-        if record is None:
-            raise RequestError(f"{source}: has no record of ours: expected a picture that diffusette drew, with its metadata")
-        return recording.request_of(record, {**fields, **({} if prompt is None else {"prompt": prompt})}, str(source))
+        return recording.request_of(source.record, {**fields, **({} if prompt is None else {"prompt": prompt})}, str(source.path))
     if prompt is None:
         raise RequestError('no prompt: expected words to draw, as in diffusette generate "red apple, flat style"')
     return Request(prompt, **Fields(**fields))

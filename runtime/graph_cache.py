@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,17 @@ def default_folder() -> Path | None:
     except RuntimeError:
         return None
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "diffusette"
+
+
+def folder_for(cache: str | Path | None, graphs: Iterable[Path]) -> tuple[Path | None, str]:
+    """The folder in which optimized `graphs` are kept, if any of them is worth it; none, and a note where there should be one.
+
+    `cache` is a folder, "auto" for the system's place, or None to keep nothing.
+    """
+    if cache is None or not any(pays(graph) for graph in graphs):
+        return None, ""
+    folder = default_folder() if cache == "auto" else Path(cache)
+    return folder, "" if folder else f"optimized graphs are not cached: {why_unwritable(None)}"
 
 
 def pays(graph: Path) -> bool:

@@ -10,6 +10,7 @@ from PIL import Image
 from ..models.errors import RequestError
 from . import pictures
 from .denoise import Array, Denoise
+from .request import Request
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom, in pixels."""
@@ -36,8 +37,16 @@ class Scene:
             return drawn
         left, top, right, bottom = self.box
         whole = self.original.copy()
-        whole.paste(pictures.fit(drawn, right - left, bottom - top), (left, top))
+        whole.paste(pictures.fit(drawn, right - left, bottom - top, "crop"), (left, top))
         return Image.composite(whole, self.original, self.cover)
+
+
+def scene_of(request: Request, width: int, height: int) -> Scene | None:
+    """What `request` draws over, `width` × `height`; none where it draws from nothing. Raises as `scene`."""
+    if request.init is None:
+        return None
+    padding = request.mask_padding if request.only_masked else None
+    return scene(request.init, request.mask, width, height, blur=request.mask_blur, padding=padding)
 
 
 def scene(init: Image.Image, mask: Image.Image | None, width: int, height: int, *, blur: float = 0.0, padding: int | None = None) -> Scene:
@@ -60,16 +69,21 @@ def scene(init: Image.Image, mask: Image.Image | None, width: int, height: int, 
         box = (0, 0, width, height)
     else:
         original, box = init.convert("RGB"), area(mask.convert("L").resize(init.size, Image.Resampling.BILINEAR), padding, width / height)
-    picture = original if box == (0, 0, width, height) else original.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    picture = _shown(original, box, width, height)
     if mask is None:
         return Scene(picture, None, original, box, None)
     spread = mask.convert("L").resize(original.size, Image.Resampling.BILINEAR)
-    return Scene(picture, spread.resize((width, height), Image.Resampling.BILINEAR, box=box), original, box, pictures.soften(spread, blur))
+    return Scene(picture, _shown(spread, box, width, height), original, box, pictures.soften(spread, blur))
+
+
+def _shown(whole: Image.Image, box: Box, width: int, height: int) -> Image.Image:
+    """What lies in `box`, at that size; of a box of another shape the edges are drawn out, as the web UI does it."""
+    return whole if box == (0, 0, *whole.size) == (0, 0, width, height) else pictures.fit(whole.crop(box), width, height, "fill")
 
 
 def area(mask: Image.Image, padding: int, shape: float) -> Box:
     """The smallest box around what is white in `mask` and `padding` pixels more that has the shape (width by height), as far as the
-    picture reaches: where it does not, the box is narrower, and the picture in it is stretched.
+    picture reaches: where it does not, the box is narrower.
 
     Raises:
         RequestError: nothing is white.

@@ -55,11 +55,13 @@ _PLAIN = {
 """Our names of what the web UI calls otherwise."""
 _OPTIONS = {"eta": "Eta", "s_churn": "Sigma churn", "s_tmin": "Sigma tmin", "s_tmax": "Sigma tmax", "s_noise": "Sigma noise"}
 """The web UI's names of sampler options."""
+_AREA, _ONLY_MASKED = "Inpaint area", "Only masked"
 _LABELS = {field: label for label, field in _PLAIN.items()} | {"hires_strength": "Denoising strength", "init": "", "mask": ""}
 _NUMBERS = {
     **dict.fromkeys(("steps", "seed", "variation_seed", "mask_padding", "hires_steps", "clip_skip"), int),
     **dict.fromkeys(("guidance", "image_guidance", "strength", "variation", "mask_blur", "hires", "refiner_start"), float),
 }
+_FLOAT = r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,3})?"
 _JSON = json.JSONDecoder()
 
 
@@ -146,7 +148,7 @@ def _shown(extra: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(options, dict):
         found |= {_OPTIONS.get(name, name): value for name, value in cast("dict[str, Any]", options).items()}
     if found.pop("only_masked", False):
-        found["Inpaint area"] = "Only masked"
+        found[_AREA] = _ONLY_MASKED
     upscaler = UPSCALERS.get(str(found.get("hires_upscaler")))
     if upscaler:
         found["hires_upscaler"] = upscaler.label
@@ -168,6 +170,11 @@ def parse(text: str) -> dict[str, Any]:
     negative = "\n".join(lines[at:]).strip().removeprefix(_NEGATIVE)
     found: dict[str, Any] = {"prompt": "\n".join(lines[:at]).strip(), "negative": negative.strip()}
     extra: dict[str, str] = {}
+    options = {name: float(settings.pop(label)) for name, label in _OPTIONS.items() if re.fullmatch(_FLOAT, settings.get(label, ""))}
+    if options:
+        found["sampler_options"] = options
+    if settings.get(_AREA) in {_ONLY_MASKED, "Whole picture"}:
+        found["only_masked"] = settings.pop(_AREA) == _ONLY_MASKED
     for label, value in settings.items():
         size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", value) if label == "Size" else None
         if size:

@@ -117,7 +117,7 @@ class Pipeline:
         job = settle(request, self.manifest, refines=self.refiner is not None)
         adapted = adapters.adapt(request, self.bundle, self.components, self.encoders)
         notes += (*adapted.notes, *speed.notes(speed.find(request.speed), adapted.unet))
-        scene = _scene(job)
+        scene = inpaint.scene_of(job.request, job.passes[0].width, job.passes[0].height)
         runs = self._runs(job, adapted, scene, notes)
         said = {**adapted.record, **recording.inputs(request, self.refiner.manifest if self.refiner else None)}
         drawings = [Drawing(job.request, *seeds) for seeds in zip(range(request.count), job.seeds, job.variation_seeds, strict=True)]
@@ -140,15 +140,14 @@ class Pipeline:
         """A picture of unfinished `latents` (best `Step.denoised`) by the VAE's decoder: as costly as the end of a picture.
 
         `cheap`: by the tiny decoder, if the bundle has one, else a small picture with a pixel for each latent pixel, almost for free
-        (an autoencoder that is not Stable Diffusion's is shown a chart of colours first, once).
+        (after the decoder has drawn a small chart, once).
         """
         if not cheap or TINY_DECODER in self.components:
             name = TINY_DECODER if cheap else "vae_decoder"
             return pictures.to_image(vae.decode(self.components.get(name), latents, self.manifest.latent))
         if self._factors is None:
-            latent = self.manifest.latent
-            found = preview.known(self.family.architecture, latent.channels)
-            self._factors = preview.fit(self._encode, latent.downscale) if found is None else found
+            decoder, latent = self.components.get("vae_decoder"), self.manifest.latent
+            self._factors = preview.fit(lambda z: vae.decode(decoder, z, latent), latent.channels)
         return preview.linear(latents, self._factors)
 
     def _seconds(self) -> dict[str, float]:
@@ -282,7 +281,7 @@ def load(
     provider, threads = followed(bundle.manifest, provider, threads)
     chosen = resolve(provider, bundle.manifest.target)
     plan, note = choose_plan(memory, bundle)
-    folder_of_cache, homeless = _cache(cache, bundle)
+    folder_of_cache, homeless = graph_cache.folder_for(cache, [bundle.path(one.graph) for one in bundle.manifest.components.values()])
     options = SessionOptions(threads=threads or machine.cores(), cache=folder_of_cache)
     second: Pipeline | None = None
     if refiner is not None:
@@ -296,20 +295,3 @@ def load(
     components = Components(bundle, chosen, plan, options, adaptive=memory == "auto")
     off = "" if safety or CHECKER not in components else "the safety filter was switched off"
     return Pipeline(bundle, components, tuple(one for one in (chosen.note, note, homeless, off) if one), safety=safety, refiner=second)
-
-
-def _cache(cache: str | Path | None, bundle: Bundle) -> tuple[Path | None, str]:
-    """The folder for optimized graphs, if any of `bundle` is worth it; none, and a note where there should be one."""
-    if cache is None or not any(graph_cache.pays(bundle.path(one.graph)) for one in bundle.manifest.components.values()):
-        return None, ""
-    folder = graph_cache.default_folder() if cache == "auto" else Path(cache)
-    return folder, "" if folder else f"optimized graphs are not cached: {graph_cache.why_unwritable(None)}"
-
-
-def _scene(job: Job) -> Scene | None:
-    """What is drawn over."""
-    request, first = job.request, job.passes[0]
-    if request.init is None:
-        return None
-    padding = request.mask_padding if request.only_masked else None
-    return inpaint.scene(request.init, request.mask, first.width, first.height, blur=request.mask_blur, padding=padding)

@@ -143,14 +143,14 @@ def test_a_lora_in_the_prompt_is_found_by_name_and_its_picture_can_be_drawn_agai
     assert names == [("other", 0.2, 64), ("style", 0.7, 64)]
 
     metadata.write(result.images[0], tmp_path / "one.png", result.metadata[0])
-    again = drawer.generate(files.request_of(None, tmp_path / "one.png", {"lora_folder": folder}))
+    again = drawer.generate(files.request_of(None, files.recorded(tmp_path / "one.png"), {"lora_folder": folder}))
     assert np.array_equal(np.asarray(again.images[0], np.int16), picture)
     with pytest.raises(RequestError, match=r"drawn with other\.safetensors \(SHA-256 .*--lora-folder"):
-        files.request_of(None, tmp_path / "one.png", {})
+        files.request_of(None, files.recorded(tmp_path / "one.png"), {})
     kohya(random_lora(judge, 3), other)
     with pytest.raises(RequestError, match=r"other\.safetensors is another file"):
-        files.request_of(None, tmp_path / "one.png", {"lora_folder": folder})
-    changed = files.request_of("a cat", tmp_path / "one.png", {"loras": (f"{other}:0.5",)})
+        files.request_of(None, files.recorded(tmp_path / "one.png"), {"lora_folder": folder})
+    changed = files.request_of("a cat", files.recorded(tmp_path / "one.png"), {"loras": (f"{other}:0.5",)})
     assert changed.loras == ((other, 0.5),)
 
 

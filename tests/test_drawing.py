@@ -173,7 +173,7 @@ def test_any_prompt_gives_a_picture_in_bounded_time_and_what_was_changed_is_said
     assert time.monotonic() - started < 30
     assert any(one.startswith(note) for one in result.notes) or not note
     metadata.write(result.images[0], tmp_path / "picture.png", result.metadata[0])
-    again = drawer.generate(files.request_of(None, tmp_path / "picture.png", {}))
+    again = drawer.generate(files.request_of(None, files.recorded(tmp_path / "picture.png"), {}))
     assert again.images[0].tobytes() == result.images[0].tobytes()
 
 

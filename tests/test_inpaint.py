@@ -61,6 +61,21 @@ def test_only_the_masked_area_is_drawn_and_the_rest_keeps_its_pixels_and_its_siz
     assert pixels(drawn)[40, 55].tolist() == [255, 0, 0]
 
 
+@pytest.mark.parametrize("size", [(16, 200), (200, 16)])
+def test_a_narrow_picture_is_not_stretched_its_edges_are_drawn_out_and_cut_off_again(size: tuple[int, int]) -> None:
+    centre = (size[0] // 2 - 5, size[1] // 2 - 5, size[0] // 2 + 5, size[1] // 2 + 5)
+    init = Image.new("RGB", size, (9, 9, 9))
+    init.paste((250, 0, 0), centre)  # a square
+    scene = inpaint.scene(init, masked(*size, centre), 64, 64, padding=20)
+    seen = pixels(scene.picture)[..., 0] > 128
+    width, height = int(seen.any(axis=0).sum()), int(seen.any(axis=1).sum())
+    assert abs(width - height) <= 1
+    assert scene.mask is not None
+    assert np.array_equal(pixels(scene.mask) > 128, seen)
+    assert np.abs(pixels(scene.finished(scene.picture)) - pixels(init)).mean() < 4
+    assert scene.finished(scene.picture).size == size
+
+
 def test_what_is_drawn_fades_into_the_picture_over_the_blur() -> None:
     init, mask = Image.new("RGB", (64, 64)), masked(64, 64, (0, 0, 32, 64))
     for blur, mixed in ((0.0, 0), (4.0, 8)):

@@ -72,6 +72,9 @@ def test_what_the_web_ui_has_names_for_goes_by_them():
     assert "strength" not in found
     for name in ("hires", "hires_steps", "hires_strength", "variation", "variation_seed", "mask_blur", "mask_padding", "refiner_start"):
         assert found[name] == extra[name]
+    assert found["sampler_options"] == {"eta": 0.5, "s_noise": 1.01}
+    assert found["only_masked"] is True
+    assert found["extra"].keys() == {"Refiner", "Version"}
 
 
 def test_the_text_is_read_back():

@@ -205,7 +205,7 @@ def test_switched_off_nothing_is_checked_and_the_result_and_the_file_say_so(sd1_
     assert found is not None
     assert found.extra["safety"] == "off"
     with pipeline.load(bundle) as drawer:  # drawn again, it is checked again
-        assert drawer.generate(files.request_of(None, tmp_path / "a.png", {})).pictures[0].flagged
+        assert drawer.generate(files.request_of(None, files.recorded(tmp_path / "a.png"), {})).pictures[0].flagged
 
 
 def test_a_checker_without_its_concepts_is_refused_when_the_bundle_is_opened(sd1_bundle: Path, tmp_path: Path) -> None:

@@ -261,6 +261,6 @@ def test_the_speed_stands_in_the_record_and_draws_the_picture_again(drawer: Pipe
     drawn = drawer.generate(Request(PROMPT, seed=5, width=16, height=16, steps=6, speed="fast")).pictures[0]
     assert drawn.record.extra["speed"] == "fast"
     metadata.write(drawn.image, tmp_path / "fast.png", drawn.record, ai=True)
-    again = drawer.generate(files.request_of(None, tmp_path / "fast.png", {}))
+    again = drawer.generate(files.request_of(None, files.recorded(tmp_path / "fast.png"), {}))
     np.testing.assert_array_equal(np.asarray(again.images[0]), np.asarray(drawn.image))
     assert "speed" not in drawer.generate(Request(PROMPT, seed=5, width=16, height=16, steps=1)).metadata[0].extra
