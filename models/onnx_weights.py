@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError
-from .onnx_file import DTYPES, Initializer, read
+from .onnx_file import read
+from .onnx_tensors import DTYPES, Initializer
 from .protobuf import Walker, encode_field, encode_varint
 
 

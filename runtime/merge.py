@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.errors import BundleError, RequestError
-from ..models.onnx_file import Initializer
+from ..models.onnx_tensors import Initializer
 from ..models.onnx_weights import values
 
 Array = NDArray[Any]
