@@ -242,7 +242,8 @@ class Handle:
 
 
 def _finite(arrays: Mapping[str, NDArray[Any]]) -> bool:
-    return all(bool(np.isfinite(array).all()) for array in arrays.values() if array.dtype.kind == "f")
+    """Whether there is neither NaN nor Inf: such would be left in the sum, for which nothing large has to be kept."""
+    return all(bool(np.isfinite(array.sum(dtype=np.float64))) for array in arrays.values() if array.dtype.kind == "f")
 
 
 def _dimensions(component: Component | Graph, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:

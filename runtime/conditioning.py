@@ -63,7 +63,7 @@ def denoiser(job: Job, one: Pass, manifest: Manifest, unet: Handle, encoded: tex
     noise, family, grain = manifest.noise, FAMILIES[manifest.family], manifest.latent.downscale
     savings = speed.TABLE[speed.find(job.request.speed)]
     predict, held = speed.saving(savings, unet, noise, one.sigmas, (one.height // grain, one.width // grain))
-    wanted = Guidance(scale=job.guidance, rescale=job.request.rescale, interval=job.interval)
+    wanted = Guidance(scale=job.guidance, rescale=job.request.rescale, interval=job.interval, batched=held is None and _batches(unet))
     extra = dict(seen)
     if "timestep_cond" in unet.inputs:  # distilled to be guided by a number: no negative prompt, one call a step
         width = unet.inputs["timestep_cond"].shape[-1]
@@ -79,6 +79,11 @@ def denoiser(job: Job, one: Pass, manifest: Manifest, unet: Handle, encoded: tex
         scale = PICTURE_SCALE if job.request.image_guidance is None else job.request.image_guidance
         return guidance.guided_by_picture(predict, noise.prediction, positive, negative, replace(wanted, picture_scale=scale))
     return guidance.guided(predict, noise.prediction, positive, negative, wanted, held)
+
+
+def _batches(unet: Handle) -> bool:
+    """Whether one call for a prompt and its negative pays: on a GPU with memory to spare. On a CPU it saves no time."""
+    return unet.components.provider.device is not None and unet.components.plan == "resident"
 
 
 def _adding(conditioning: Conditioning, extra: Feeds) -> Conditioning:

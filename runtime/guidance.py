@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from ..models.errors import RequestError
 from ..models.manifest import Prediction
 from .denoise import EXTRA_CHANNELS, Array, Conditioning, Denoise, Feeds, Predict, Segment, Weighted, combine, denoised
+
+_Join = Callable[[Sequence[Feeds], int], Feeds]
+"""(feeds of several prompts, samples of each) → feeds of the batch of all."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def guided(
     a denoiser is for one picture.
     """
     kept: tuple[int, Array] | None = None
+    join = _joining() if guidance.batched else None
 
     def denoise(x: Array, sigma: float) -> Array:
         nonlocal kept
@@ -85,18 +89,18 @@ def guided(
         inside = guidance.interval[0] < sigma <= guidance.interval[1]
         without = negative is None or not inside or abs(1.0 - scale * total) < 1e-9
         if without and total != 0.0:
-            return denoised(prediction, x, sigma, _alone(predict, x, sigma, prompts, total, guidance))
+            return denoised(prediction, x, sigma, _alone(predict, x, sigma, prompts, total, join))
         if negative is None:
             raise RequestError(
                 "prompt: the weights of its AND parts sum up to 0, which needs a negative prompt: give one, or other weights"
             )
         segment = -1 if held is None or total == 0.0 else held(sigma)
         if kept is not None and kept[0] == segment:
-            own = _alone(predict, x, sigma, prompts, total, guidance)
+            own = _alone(predict, x, sigma, prompts, total, join)
             output = own + kept[1]
         else:
             feeds = [*(prompt.feeds for prompt in prompts), negative(sigma)[0].feeds]
-            *outputs, away = _predictions(predict, x, sigma, feeds, guidance.batched)
+            *outputs, away = _predictions(predict, x, sigma, feeds, join)
             weighed = [(prompt.weight, one) for prompt, one in zip(prompts, outputs, strict=True)]
             output = combine((1.0 - scale * total, away), *((scale * weight, one) for weight, one in weighed))
             own = combine(*((weight / total, one) for weight, one in weighed)) if total != 0.0 else output
@@ -108,8 +112,8 @@ def guided(
     return denoise
 
 
-def _alone(predict: Predict, x: Array, sigma: float, prompts: Sequence[Weighted], total: float, guidance: Guidance) -> Array:
-    outputs = _predictions(predict, x, sigma, [prompt.feeds for prompt in prompts], guidance.batched)
+def _alone(predict: Predict, x: Array, sigma: float, prompts: Sequence[Weighted], total: float, join: _Join | None) -> Array:
+    outputs = _predictions(predict, x, sigma, [prompt.feeds for prompt in prompts], join)
     if len(outputs) == 1:
         return outputs[0]
     return combine(*((prompt.weight / total, own) for prompt, own in zip(prompts, outputs, strict=True)))
@@ -126,6 +130,7 @@ def guided_by_picture(
     Raises (when called):
         RequestError: the prompt has several parts.
     """
+    join = _joining() if guidance.batched else None
     zeros = cache(partial(np.zeros, dtype=np.float32))  # the same array at every sigma: what is kept of a prompt is found by that
 
     def denoise(x: Array, sigma: float) -> Array:
@@ -138,7 +143,7 @@ def guided_by_picture(
         nothing = {**pictured, EXTRA_CHANNELS: zeros(pictured[EXTRA_CHANNELS].shape)}
         factors = [(scale, prompts[0].feeds), (picture_scale - scale, pictured), (1.0 - picture_scale, nothing)]
         asked = [(factor, feeds) for factor, feeds in factors if factor != 0.0]
-        outputs = _predictions(predict, x, sigma, [feeds for _, feeds in asked], guidance.batched)
+        outputs = _predictions(predict, x, sigma, [feeds for _, feeds in asked], join)
         output = combine(*((factor, own) for (factor, _), own in zip(asked, outputs, strict=True)))
         if guidance.rescale > 0.0 and asked[0][1] is prompts[0].feeds and len(asked) > 1:
             output = rescaled(output, outputs[0], guidance.rescale)
@@ -159,22 +164,39 @@ def rescaled(output: Array, prompted: Array, share: float) -> Array:
     return output * combine((share, factor), (1.0 - share, np.ones_like(wanted)))
 
 
-def _predictions(predict: Predict, x: Array, sigma: float, feeds: Sequence[Feeds], batched: bool) -> list[Array]:  # noqa: FBT001  (inner)
-    """One prediction for each of `feeds`. Batched, neighbours whose arrays have the same shapes share a call."""
+def _predictions(predict: Predict, x: Array, sigma: float, feeds: Sequence[Feeds], join: _Join | None) -> list[Array]:
+    """One prediction for each of `feeds`. With `join`, neighbours whose arrays have the same shapes share a call."""
     groups: list[list[Feeds]] = []
     for one in feeds:
-        if batched and groups and _shapes(groups[-1][0]) == _shapes(one):
+        if join is not None and groups and _shapes(groups[-1][0]) == _shapes(one):
             groups[-1].append(one)
         else:
             groups.append([one])
     outputs: list[Array] = []
     for group in groups:
-        if len(group) == 1:
+        if join is None or len(group) == 1:
             outputs.append(predict(x, sigma, group[0]))
             continue
-        joined = {name: np.concatenate([_repeated(one[name], len(x)) for one in group]) for name in group[0]}
-        outputs += np.split(predict(np.concatenate([x] * len(group)), sigma, joined), len(group))
+        outputs += np.split(predict(np.concatenate([x] * len(group)), sigma, join(group, len(x))), len(group))
     return outputs
+
+
+def _joining() -> _Join:
+    """Feeds of several prompts as those of one batch. For the same prompts they are the same arrays, which cannot change: a session
+    keeps those where it computes.
+    """
+    known: dict[tuple[int, ...], tuple[Sequence[Feeds], Feeds]] = {}
+
+    def join(group: Sequence[Feeds], batch: int) -> Feeds:
+        key = (batch, *(id(value) for one in group for value in one.values()))
+        if key not in known:
+            joined = {name: np.concatenate([_repeated(one[name], batch) for one in group]) for name in group[0]}
+            for value in joined.values():
+                value.flags.writeable = False
+            known[key] = (group, joined)  # as long as the arrays of a group live, their identities are theirs alone
+        return known[key][1]
+
+    return join
 
 
 def _shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:

@@ -6,15 +6,23 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffusette.models.bundle import open_bundle
 from diffusette.runtime import components, graph_cache, pipeline, vae
-from diffusette.runtime.components import PLANS, TILE, fitting
+from diffusette.runtime.components import PLANS, TILE, Components, fitting
+from diffusette.runtime.pipeline import Pipeline
+from diffusette.runtime.providers import TABLE, Provider
+from diffusette.runtime.request import Fields
+from diffusette.runtime.session import SessionOptions
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits of a process and /proc are Linux's")
 
@@ -113,6 +121,50 @@ for cycle in range(20):
     with open("/proc/self/status") as file:
         print(next(line for line in file if line.startswith("VmRSS")).split()[1])
 """
+
+
+class Counting(Components):
+    """Components that remember the batches that the U-Net was given, and how many sessions of a component were open at once."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.batches: list[int] = []
+        self.most = 0
+
+    def run(self, name: str, feeds: Mapping[str, np.ndarray], variant: components.Variant | None = None) -> dict[str, np.ndarray]:
+        self.batches += [len(feeds["sample"])] if name == "unet" else []
+        try:
+            return super().run(name, feeds, variant)
+        finally:
+            self.most = max(self.most, *(sum(key[0] == name for key in self._open) for name in self.bundle.manifest.components))
+
+
+def counted(bundle: Path, provider: Provider, plan: components.Plan = "resident") -> Pipeline:
+    opened = open_bundle(bundle)
+    return Pipeline(opened, Counting(opened, provider, plan, SessionOptions()))
+
+
+def test_where_memory_is_a_devices_own_a_prompt_and_its_negative_are_one_batch_unless_memory_is_scarce(sd1_bundle: Path) -> None:
+    fields: Fields = {"negative": "blurry", "seed": 1, "steps": 3, "guidance": 4.0}
+    with counted(sd1_bundle, TABLE["cpu"]) as drawer:
+        wanted = np.asarray(drawer.generate("a red apple", **fields).images[0], np.int16)
+        assert drawer.components.batches == [1] * 6  # type: ignore[attr-defined]
+    for plan, speed, batches in (("resident", "exact", [2] * 3), ("sequential", "exact", [1] * 6)):
+        with counted(sd1_bundle, replace(TABLE["cpu"], device="cpu"), plan) as drawer:
+            found = np.asarray(drawer.generate("a red apple", speed=speed, **fields).images[0], np.int16)
+            assert drawer.components.batches == batches  # type: ignore[attr-defined]
+        assert np.abs(found - wanted).max() <= 1
+
+
+def test_where_shapes_have_to_be_fixed_each_size_has_a_session_and_those_not_used_for_longest_close(sd1_bundle: Path) -> None:
+    sizes = [(16, 16), (24, 16), (32, 16), (16, 16)]
+    with counted(sd1_bundle, TABLE["cpu"]) as free, counted(sd1_bundle, replace(TABLE["cpu"], fixed_shapes=True)) as fixed:
+        for width, height in sizes:
+            fields: Fields = {"seed": 1, "steps": 1, "width": width, "height": height}
+            one, other = (np.asarray(drawer.generate("a red apple", **fields).images[0], np.int16) for drawer in (free, fixed))
+            assert np.abs(one - other).max() <= 1
+        assert fixed.components.most == components.SHAPES  # type: ignore[attr-defined]
+        assert free.components.most == 1  # type: ignore[attr-defined]
 
 
 @linux

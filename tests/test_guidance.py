@@ -97,6 +97,18 @@ def test_prompts_of_different_length_are_not_batched_and_pictures_share_a_prompt
         np.testing.assert_allclose(model(two, SIGMA), np.concatenate([model(X, SIGMA), model(2 * X, SIGMA)]), rtol=1e-6)
 
 
+def test_texts_of_a_batch_are_joined_once_and_cannot_change() -> None:
+    session = session_of()
+    yes, no = prompt(2.0), prompt(-1.0)
+    model = guided(session, denoise.always(yes), denoise.always(no), Guidance(3.0, batched=True))
+    for _ in range(3):
+        model(X, SIGMA)
+    first, *others = (fed["encoder_hidden_states"] for fed in session.fed)
+    assert first.shape == (2, 77, 3)
+    assert not first.flags.writeable
+    assert all(np.shares_memory(first, one) for one in others)
+
+
 def test_guidance_rescale_equals_diffusers() -> None:
     predict = denoise.unet(session_of(), Noise(prediction="v_prediction"))
     yes, no = predict(X, SIGMA, prompt(2.0)), predict(X, SIGMA, prompt(-1.0))
