@@ -250,3 +250,16 @@ def test_a_run_without_a_home_folder_works_and_opens_no_socket(tmp_path: Path) -
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts the folder of the program read-only, for itself alone")
+def test_a_read_only_install_folder_does(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    mounts = f'mount --bind "{root}" "{root}" && mount -o remount,ro,bind "{root}" "{root}"'
+    if subprocess.run(["unshare", "-m", "sh", "-c", mounts], check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    draw = f'"{sys.executable}" -m diffusette generate fox --seed 1 --steps 1 -o "{tmp_path / "fox.png"}"'
+    script = f'{mounts} && ! touch "{root}/runtime/probe" 2> /dev/null && cd "{tmp_path}" && {draw}'
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["fox.png"]

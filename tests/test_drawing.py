@@ -109,6 +109,24 @@ def test_another_thread_cancels_within_a_step_and_the_next_picture_is_right(draw
     assert drawer.generate(PROMPT, seed=2, steps=3).images[0].tobytes() == wanted.tobytes()
 
 
+CANCELLED = """
+import sys
+import diffusette
+with diffusette.load(provider="cpu", threads=1) as drawer:
+    for _ in range(12):
+        drawing = drawer.steps(diffusette.Request("fox", seed=1, steps=4, width=256, height=256))
+        next(drawing), drawing.close()
+        print(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_pictures_that_are_cancelled_leave_no_memory_behind() -> None:
+    done = subprocess.run([sys.executable, "-c", CANCELLED], capture_output=True, text=True, check=True)
+    kilobytes = [int(line) for line in done.stdout.split()]
+    assert kilobytes[-1] - kilobytes[3] < 4 << 10  # twelve pictures' latents, states and results would be more
+
+
 # --- seeds on several workers ---------------------------------------------------------------------------------------------------
 
 
