@@ -1,8 +1,8 @@
-# What people do here: demo, test, lint, test-full, interop, bench, bench-smoke, demo-model. Each creates what it needs, and can be repeated.
+# What people do here: demo, test, lint, test-full, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-full lint interop bench bench-smoke demo-model clean
+.PHONY: demo test test-full lint interop bench bench-smoke bench-full demo-model clean
 
 demo: .venv/demo.done  ## draw demo.png with the model that ships inside
 	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
@@ -29,6 +29,11 @@ bench: .venv/demo.done  ## what this machine does with the demo model; more: dif
 
 bench-smoke: .venv/demo.done  ## a few ratios of the demo model against the committed ones
 	$(BIN)/python -m diffusette.benchmarks.smoke
+
+bench-full: .venv/dev.done  ## the table of full size: hours and 40 GB the first time; stop and start it as you like
+	$(BIN)/python -m tests.full_size build/full-size/source
+	$(BIN)/python -m diffusette.benchmarks.full build/full-size
+	$(BIN)/python -m diffusette.benchmarks.tables README.md benchmarks/README.md
 
 demo-model: .venv/recipe.done  ## train the demo model again (hours), resuming where it stopped
 	$(BIN)/python models/demo/build.py

@@ -1,4 +1,4 @@
-"""A short grid that finds what suits this machine: first providers and threads, then memory plans and speeds with the best of those."""
+"""A short grid that finds what suits this machine: first providers and threads, in turns, then memory plans and speeds with the best."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from .grid import Settings
 from .results import Report, Row
 
 REPEATS = 3
+COPIES = 4
+"""Times the size of its files that a model may take in memory."""
 GAIN = 0.95
 """A setting has to take less than this share of the fewer threads' time to be worth more threads."""
 
@@ -33,7 +35,11 @@ def run(settings: Settings, advance: Callable[[str, float], None], keep: Callabl
     threads = tuple(sorted({1, max(1, cores // 2), cores}))
     present = tuple(name for name, one in TABLE.items() if bundle.manifest.target in one.targets and not why_missing(one))
     common = replace(settings, repeats=REPEATS, models=settings.models[:1])
-    first = protocol.run(replace(common, providers=present or ("auto",), threads=threads), _part(advance, 0.0), keep)
+    grid = replace(common, providers=present or ("auto",), threads=threads)
+    free = machine.memory()
+    size = sum(file.size for file in bundle.manifest.files.values())
+    grid = replace(grid, together=free is not None and len(grid.jobs()) * COPIES * size < free[0])
+    first = protocol.run(grid, _part(advance, 0.0), keep)
     best = fastest(first.rows)
     if best is None:
         return first
@@ -44,11 +50,12 @@ def run(settings: Settings, advance: Callable[[str, float], None], keep: Callabl
     faster = tuple(name for name in SPEEDS if name != "exact")
     speeds = protocol.run(replace(chosen, speeds=faster), _part(advance, 2 / 3), lambda _: None)
     noise = tuple(dict.fromkeys(reason for part in (first, plans, speeds) for reason in part.noise.reasons))
+    doubt = first.noise.disturbed if grid.together else noise
     rows = (*first.rows, *plans.rows, *speeds.rows)
     report = msgspec.structs.replace(
         first, rows=rows, noise=msgspec.structs.replace(first.noise, reasons=noise), advice=_words(best, bundle.folder, rows)
     )
-    if not noise:
+    if not doubt:
         path = advice.remember(bundle.manifest, advice.Advice(best.provider, best.threads, machine.processor(), report.date))
         report = msgspec.structs.replace(report, advice=(*report.advice, f"kept for auto in {path}; diffusette bench --forget deletes it"))
     else:

@@ -46,8 +46,15 @@ class Noise(msgspec.Struct, frozen=True):
     load_before: float | None
     """Load average over one minute."""
     load_after: float | None
-    reasons: tuple[str, ...]
-    """Why the machine was too noisy to compare anything; empty on a quiet one."""
+    reasons: tuple[str, ...] = ()
+    """Why timings that were taken at different times cannot be compared; empty on a quiet machine."""
+
+    @property
+    def disturbed(self) -> str:
+        """Why not even those that were taken in turns can be compared; empty where other programs took little."""
+        if self.others is None or self.others <= OTHERS:
+            return ""
+        return f"{self.others:.0%} of the processor time went to others (limit {OTHERS:.0%})"
 
 
 def describe() -> Machine:
@@ -59,12 +66,10 @@ def describe() -> Machine:
 def judge(probes: Sequence[float], others: float | None, load_before: float | None = None, load_after: float | None = None) -> Noise:
     """What `probes` and `others` say about the machine; see `Noise`."""
     spread = (max(probes) - min(probes)) / min(probes) if probes else 0.0
-    reasons: list[str] = []
-    if spread > SPREAD:
-        reasons.append(f"a fixed computation took up to {spread:.0%} longer at one time than at another (limit {SPREAD:.0%})")
-    if others is not None and others > OTHERS:
-        reasons.append(f"{others:.0%} of the processor time went to others (limit {OTHERS:.0%})")
-    return Noise(tuple(probes), spread, others, load_before, load_after, tuple(reasons))
+    noise = Noise(tuple(probes), spread, others, load_before, load_after)
+    unsteady = f"a fixed computation took up to {spread:.0%} longer at one time than at another (limit {SPREAD:.0%})"
+    reasons = (unsteady if spread > SPREAD else "", noise.disturbed)
+    return msgspec.structs.replace(noise, reasons=tuple(reason for reason in reasons if reason))
 
 
 class Watch:

@@ -34,6 +34,8 @@ class Contender:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
+        if self.failure:  # of what it takes to start
+            return self
         self._said = self._stack.enter_context(tempfile.TemporaryFile())
         started = time.perf_counter()
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said)
@@ -48,12 +50,13 @@ class Contender:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def draw(self) -> None:
-        """Draw the job's request once more; its times are appended to `drawn`."""
+    def draw(self, steps: int | None = None) -> None:
+        """Draw the job's request once more, in `steps` steps where they are given; its times are appended to `drawn`."""
         if self.failure or self._process is None or self._process.stdin is None:
             return
         with suppress(BrokenPipeError):  # it has died since; what it says next, or does not say, tells how
-            os.write(self._process.stdin.fileno(), b"\n")  # past the buffer, which would be flushed into the broken pipe once more
+            # Past the buffer, which would be flushed into the broken pipe once more.
+            os.write(self._process.stdin.fileno(), f"{steps or ''}\n".encode())
         event = self._next()
         if isinstance(event, Drawn):
             self.drawn.append(event)

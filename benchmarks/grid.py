@@ -51,6 +51,8 @@ class Settings:
     """Where the other engines are installed; None is a folder in the user's cache."""
     judge: int = 0
     """Pictures for the judge to look at (`prompts`); 0 for none."""
+    together: bool = False
+    """All combinations are open at once and draw in turns, so that a machine that is fast now and slow then favours none."""
     cold: bool = False
     """Start once more with the bundle's files out of the system's cache."""
     profile: str | None = None

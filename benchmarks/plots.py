@@ -15,6 +15,11 @@ _COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#
 _COMPONENTS = {"text_encoder": "text encoder", "unet": "U-Net", "vae_decoder": "VAE decoder"}
 
 
+KINDS = ("latency", "memory", "pareto")
+ALIKE = 60.0
+"""PSNR in dB above which nobody tells pictures apart; the plot ends there."""
+
+
 class Point(NamedTuple):
     """A row in the plot of time against fidelity."""
 
@@ -23,14 +28,15 @@ class Point(NamedTuple):
     name: str
 
 
-def svg(report: Report) -> str:
-    """All plots that `report` has numbers for, one below the other."""
+def svg(report: Report, kinds: Sequence[str] = KINDS) -> str:
+    """The plots of `kinds` that `report` has numbers for, one below the other."""
     rows = [row for row in report.rows if row.latency is not None and not row.error]
     names = _names(rows)
-    panels = [panel for panel in (_latency(rows, names), _memory(rows, names), _pareto(rows, names)) if panel is not None]
+    drawers = dict(zip(KINDS, (_latency, _memory, _pareto), strict=True))
+    panels = [panel for kind in kinds if (panel := drawers[kind](rows, names)) is not None]
     height = sum(panel.height for panel in panels) + 40
     machine = f"{report.date[:10]}, {report.machine.processor}, {report.machine.cores} cores, {report.made_by}"
-    noisy = "; noisy machine: do not compare" if report.noise.reasons else ""
+    noisy = "; noisy machine: do not compare seconds" if report.noise.reasons else ""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13" fill="#222">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
@@ -105,7 +111,8 @@ def _pareto(rows: Sequence[Row], names: Sequence[str]) -> _Panel | None:
     if len(points) < 2:
         return None
     left, bottom, top = 60, 250, 40
-    low, high = min(point.fidelity for point in points), max(point.fidelity for point in points)
+    heights = [min(point.fidelity, ALIKE) for point in points]
+    low, high = min(heights), max(heights)
     slowest = max(point.seconds for point in points)
     across = _scale(0.0, 1.05 * slowest, left, WIDTH - _LEFT)
     margin = 0.1 * (high - low) or 1.0
@@ -115,9 +122,9 @@ def _pareto(rows: Sequence[Row], names: Sequence[str]) -> _Panel | None:
     for value in dict.fromkeys((low, high)):
         parts.append(_text(left - 6, up(value) + 4, f"{value:.4g}", anchor="end", size=11))
     best = front(points)
-    parts.append(_path([(across(point.seconds), up(point.fidelity)) for point in best], "#bbb"))
-    for number, point in enumerate(points):
-        colour, x, y = _COLOURS[number % len(_COLOURS)], across(point.seconds), up(point.fidelity)
+    parts.append(_path([(across(point.seconds), up(min(point.fidelity, ALIKE))) for point in best], "#bbb"))
+    for number, (point, height) in enumerate(zip(points, heights, strict=True)):
+        colour, x, y = _COLOURS[number % len(_COLOURS)], across(point.seconds), up(height)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}" fill-opacity="{1 if point in best else 0.4}"/>')
         parts += [_box(WIDTH - _LEFT + 16, top + 18 * number, 10, 10, colour)]
         parts += [_text(WIDTH - _LEFT + 30, top + 9 + 18 * number, f"{point.name}: {point.fidelity:.4g}", size=11)]
@@ -129,13 +136,17 @@ def _pareto(rows: Sequence[Row], names: Sequence[str]) -> _Panel | None:
 def points_of(rows: Sequence[Row], names: Sequence[str]) -> tuple[list[Point], str]:
     """Time and fidelity of each row that has both, by the first measure that two rows or more have, and its name."""
     measures: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
+        (
+            "PSNR in dB on the demo model, to diffusers in float32",
+            lambda row: None if row.likened_demo is None else row.likened_demo.likeness.psnr,
+        ),
         ("PSNR in dB to another engine's picture", lambda row: None if row.likened is None else row.likened.likeness.psnr),
         ("PSNR in dB to the reference", lambda row: None if row.fidelity is None else sum(row.fidelity.psnr) / len(row.fidelity.psnr)),
         ("share of pictures that show what was asked", lambda row: None if row.judged is None else row.judged.subject),
     )
     for what, measure in measures:
         found = [(row, name, measure(row)) for row, name in zip(rows, names, strict=True)]
-        points = [Point(_median(row), min(value, 100.0), name) for row, name, value in found if value is not None]
+        points = [Point(_median(row), value, name) for row, name, value in found if value is not None]
         if len(points) > 1:
             return points, what
     return [], ""
@@ -162,9 +173,9 @@ def _names(rows: Sequence[Row]) -> list[str]:
         lambda row: f"{row.width}×{row.height}",
         lambda row: f"{row.steps} steps",
         lambda row: f"× {row.count}",
-        lambda row: row.speed,
+        lambda row: row.speed if row.engine == "diffusette" else "",
     )
-    telling = [side for side in sides if len({side(row) for row in rows}) > 1] or [sides[0], sides[2]]
+    telling = [side for side in sides if len({side(row) for row in rows} - {""}) > 1] or [sides[0], sides[2]]
     return [" ".join(word for word in (side(row) for side in telling) if word) for row in rows]
 
 

@@ -23,14 +23,14 @@ from ..runtime.parameters import tool
 from ..runtime.request import Request
 from . import duel, environments, fidelity, prompts, sheet
 from .cold import Cold, measure_cold
-from .conditions import Watch, describe
+from .conditions import Noise, Watch, describe
 from .contender import Contender
 from .grid import FEWEST_PAIRS, Settings
 from .metrics import likeness, read
 from .report import check
 from .results import Comparison, Likened, Report, Row, row
 from .rivals import RIVALS, Rival
-from .summary import paired_ratio
+from .summary import Ratio, paired_ratio
 from .worker import Job
 
 
@@ -61,6 +61,10 @@ def run(settings: Settings, advance: Callable[[str, float], None], keep: Callabl
     return report
 
 
+WIDEST = 0.25
+"""How wide the interval of a ratio may be, as a share of the ratio."""
+
+
 class _Measurement:
     """The state of a run: what is finished, and what runs now."""
 
@@ -85,7 +89,10 @@ class _Measurement:
         terms = duel.terms(self._jobs[0], settings.source, self._folder) if settings.against else None
         home = environments.folder_for(settings.environments) if settings.against else Path()
         self._watch.probe()
-        for job in self._jobs:
+        if settings.together:
+            self._rows += zip(self._jobs, self._turns([Contender(job) for job in self._jobs], self._jobs[0]), strict=True)
+            yield
+        for job in () if settings.together else self._jobs:
             self._measure(job)
             yield
         for rival in (RIVALS[name] for name in settings.against):
@@ -120,7 +127,7 @@ class _Measurement:
             repeats=settings.repeats,
             profile=settings.profile or "",
             rows=(*(one for _, one in self._rows), *(row(contender, settings.warmup) for contender in self._current)),
-            comparisons=tuple(compared(model, versus, noise.reasons) for model, versus in self._pairs),
+            comparisons=tuple(compared(model, versus, noise) for model, versus in self._pairs),
             complete=self.complete,
         )
 
@@ -233,13 +240,31 @@ def with_cold(one: Row, cold: Cold | None) -> Row:
     return one if cold is None else msgspec.structs.replace(one, cold=cold)
 
 
-def compared(model: Row, versus: Row, noisy: tuple[str, ...]) -> Comparison:
-    """`model` against `versus`, whose requests were drawn in turns; refused for the reasons in `noisy`, or where one failed."""
-    refused = ""
+def compared(model: Row, versus: Row, noise: Noise) -> Comparison:
+    """`model` against `versus`, whose requests were drawn in turns.
+
+    Refused where one of them failed, where other programs took part of the processor, which need not slow both down alike, and where
+    the pairs do not agree. A machine that is fast now and slow then is no reason: what it does to a pair shows in the interval.
+    """
+    ratio, components, refused = None, dict[str, Ratio](), ""
     if model.error or versus.error:
         refused = f"one of the two could not be measured: {model.error or versus.error}"
-    elif noisy:
-        refused = f"the machine was too noisy to compare: {'; '.join(noisy)}; close other programs and measure again"
+    elif noise.disturbed:
+        refused = f"the machine was too noisy to compare: {noise.disturbed}; close other programs and measure again"
+    else:
+        ratio = paired_ratio(model.latencies, versus.latencies)
+        parts = {
+            name: paired_ratio(cost.latencies, versus.components[name].latencies)
+            for name, cost in model.components.items()
+            if name in versus.components
+        }
+        components = {name: one for name, one in parts.items() if not wide(one)}
+        if wide(ratio):
+            refused = (
+                f"the machine was too noisy to compare: the ratio of {ratio.pairs} pairs lies anywhere from {ratio.low:.2f} to "
+                f"{ratio.high:.2f} (limit: {WIDEST:.0%} of it); measure again with more --repeats"
+            )
+            ratio, components = None, {}
     return Comparison(
         model_name=model.model_name,
         versus=versus.model_name if versus.engine == "diffusette" else f"{versus.engine} {versus.precision}",
@@ -250,9 +275,15 @@ def compared(model: Row, versus: Row, noisy: tuple[str, ...]) -> Comparison:
         height=model.height,
         steps=model.steps,
         count=model.count,
-        latency=None if refused else paired_ratio(model.latencies, versus.latencies),
+        latency=ratio,
+        components=components,
         refused=refused,
     )
+
+
+def wide(ratio: Ratio) -> bool:
+    """Whether `ratio` says too little to be told."""
+    return ratio.high - ratio.low > WIDEST * ratio.ratio
 
 
 def _drawing(job: Job) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ from ..runtime.whole_file import replace_file
 from . import plots, profiles, prompts
 from .fidelity import Fidelity
 from .results import Report, Row, Scalar, flat
+from .summary import Ratio
 
 NOTHING = "–"
 Column = tuple[str, str, Callable[[Mapping[str, Scalar]], str]]
@@ -32,6 +33,12 @@ def _number(name: str, form: str, factor: float = 1.0) -> Callable[[Mapping[str,
         return format(value * factor, form) if isinstance(value, int | float) else NOTHING
 
     return show
+
+
+def _step(cells: Mapping[str, Scalar]) -> str:
+    """The U-Net's part of a step: one call or two."""
+    total, steps = cells.get("unet_latency_p50"), cells.get("steps")
+    return f"{1e3 * total / steps:.1f}" if isinstance(total, int | float) and isinstance(steps, int) and steps else NOTHING
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -54,6 +61,7 @@ COLUMNS: tuple[Column, ...] = (
     ("stdev %", ">", _number("latency_stdev_", ".1f")),
     ("text ms", ">", _number("text_encoder_latency_p50", ".1f", 1e3)),
     ("U-Net call ms", ">", _number("unet_call_latency_p50", ".1f", 1e3)),
+    ("step ms", ">", _step),
     ("VAE ms", ">", _number("vae_decoder_latency_p50", ".1f", 1e3)),
     ("images/min", ">", _number("throughput", ".2f", 60.0)),
     ("RAM MB", ">", _number("max_ram", ".0f", 1e-6)),
@@ -66,6 +74,7 @@ _SOMETIMES: tuple[Column, ...] = (
     ("PSNR dB", ">", _number("fidelity_psnr", ".1f")),
     ("GMSD", ">", _number("fidelity_gmsd", ".4f")),
     ("PSNR to rival", ">", _number("likened_psnr", ".1f")),
+    ("PSNR on demo", ">", _number("likened_demo_psnr", ".1f")),
     ("subject", ">", _number("judged_subject", ".1%")),
     ("style", ">", _number("judged_style", ".1%")),
     ("background", ">", _number("judged_background", ".1%")),
@@ -126,12 +135,15 @@ def remarks(report: Report) -> list[str]:
     lines += _judged(report)
     likened = [row.likened.to for row in report.rows if row.likened is not None]
     lines += [f"PSNR to rival: the same prompt and noise, drawn by {to}; 200 stands for equal" for to in dict.fromkeys(likened)]
+    demo = [row.likened_demo.to for row in report.rows if row.likened_demo is not None]
+    lines += [f"PSNR on demo: likewise with the demo model, the mean of a few pictures, against {to}" for to in dict.fromkeys(demo)]
     lines += [line for row in report.rows if report.profile for line in profiles.remarks(report.profile, row)]
     lines += report.advice
     lines += [f"note: {note}" for note in dict.fromkeys(note for row in report.rows for note in row.notes)]
-    lines += [f"noisy machine: {reason}" for reason in report.noise.reasons]
+    if report.noise.reasons:
+        lines.append(f"noisy machine, seconds of different rows are not to be compared: {'; '.join(report.noise.reasons)}")
     if not report.complete:
-        lines.append("not complete: measuring was interrupted")
+        lines.append("not complete: there is more to measure")
     return lines
 
 
@@ -145,11 +157,17 @@ def _comparisons(report: Report) -> list[str]:
             refused.setdefault(one.refused, []).append(f"{one.versus} ({settings})")
         else:
             ratio = one.latency
+            parts = "".join(f"; {name} {_ratio(found)}" for name, found in one.components.items())
+            note = f"; {one.note}" if one.note else ""
             lines.append(
-                f"{one.model_name} takes {ratio.ratio:.3f} × the time of {one.versus} ({settings}; "
-                f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}, {ratio.pairs} pairs)"
+                f"{one.model_name} takes {_ratio(ratio)} × the time of {one.versus}{parts} "
+                f"({settings}; ratios with their 95 % interval, {ratio.pairs} pairs{note})"
             )
     return [*lines, *(f"no comparison with {', '.join(names)}: {reason}" for reason, names in refused.items())]
+
+
+def _ratio(found: Ratio) -> str:
+    return f"{found.ratio:.3g} [{found.low:.3g}, {found.high:.3g}]"
 
 
 def _name(row: Row) -> str:

@@ -32,6 +32,8 @@ class ComponentCost(msgspec.Struct, frozen=True):
     max_ram: int | None
     """Peak resident memory of the process during its calls, in bytes; none if they were too short to be sampled."""
     max_anonymous: int | None
+    latencies: tuple[float, ...] = ()
+    """Every timing behind `latency`."""
 
 
 class Likened(msgspec.Struct, frozen=True):
@@ -88,6 +90,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     judged: PromptFidelity | None = None
     likened: Likened | None = None
     """Its picture against another engine's, where both started from the same noise."""
+    likened_demo: Likened | None = None
+    """Likewise of the demo model, whose pictures show something: means over a few."""
     memory_over_time: tuple[tuple[float, int, int | None], ...] = ()
     """Seconds since the start, resident and anonymous bytes: the largest of each span of time."""
     latencies: tuple[float, ...] = ()
@@ -98,7 +102,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Two bundles under the same settings, drawn in turns."""
+    """Two bundles, or a bundle and another engine, under the same settings, drawn in turns."""
 
     model_name: str
     versus: str
@@ -111,8 +115,12 @@ class Comparison(msgspec.Struct, frozen=True):
     count: int
     latency: Ratio | None
     """Time of the model over time of `versus`; below 1 the model is faster. None where comparing is refused."""
+    components: dict[str, Ratio] = {}
+    """Likewise of each component that both have; for the U-Net, all its calls of a request."""
     refused: str = ""
     """Why."""
+    note: str = ""
+    """What else is to be known."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -149,7 +157,7 @@ def row(contender: Contender, warmup: int) -> Row:
     measured = contender.drawn[1 + warmup :]
     seconds = [drawn.latency for drawn in measured]
     total = latency(seconds)
-    first = contender.drawn[0] if contender.drawn else None
+    first, last = (contender.drawn[0], contender.drawn[-1]) if contender.drawn else (None, None)
     peak = contender.memory.peak() if contender.memory else None
     return Row(
         engine=job.engine,
@@ -162,7 +170,7 @@ def row(contender: Contender, warmup: int) -> Row:
         threads=opened.threads if opened else job.threads,
         width=first.width if first else job.width,
         height=first.height if first else job.height,
-        steps=first.steps if first else job.steps,
+        steps=last.steps if last else job.steps,
         count=job.count,
         guidance=first.guidance if first else job.guidance,
         sampler=first.sampler if first else job.sampler or "",
@@ -190,12 +198,13 @@ def _components(contender: Contender, measured: list[Drawn]) -> dict[str, Compon
     """The costs by component; memory peaks count the first requests too, since graphs are opened there."""
     found: dict[str, ComponentCost] = {}
     for name in dict.fromkeys(name for drawn in measured for name, _, _ in drawn.calls):
-        summary = latency([sum(end - start for other, start, end in drawn.calls if other == name) for drawn in measured])
+        seconds = tuple(sum(end - start for other, start, end in drawn.calls if other == name) for drawn in measured)
+        summary = latency(seconds)
         assert summary is not None
         spans = [(start, end) for drawn in contender.drawn for other, start, end in drawn.calls if other == name]
         peak = contender.memory.peak_within(spans) if contender.memory else None
         calls = sum(other == name for other, _, _ in measured[0].calls)
-        found[name] = ComponentCost(summary, calls, peak.rss if peak else None, peak.anonymous if peak else None)
+        found[name] = ComponentCost(summary, calls, peak.rss if peak else None, peak.anonymous if peak else None, seconds)
     return found
 
 
@@ -209,10 +218,10 @@ def flat(one: Row) -> dict[str, Scalar]:
         elif name == "components":
             for component, cost in one.components.items():
                 result |= {f"{component}_latency_{part}": number for part, number in _fields(cost.latency) if part != "count"}
-                result |= {f"{component}_{part}": number for part, number in _fields(cost) if part != "latency"}
+                result |= {f"{component}_{part}": number for part, number in _fields(cost) if part not in {"latency", "latencies"}}
         elif name == "notes":
             result[name] = "; ".join(one.notes)
-        elif name in {"fidelity", "judged", "likened", "cold"}:
+        elif name in {"fidelity", "judged", "likened", "likened_demo", "cold"}:
             result |= _flat_part(name, value)
         elif name not in {"latencies", "memory_over_time"}:
             result[name] = value

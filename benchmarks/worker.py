@@ -1,5 +1,7 @@
 """The process that is measured. It opens a bundle, then draws once for each line on stdin; stdout has one JSON line for each.
 
+A line is empty, or has the number of steps to take instead of the job's.
+
 A process of its own for each combination of settings: the start is a real one, and no memory of another combination is left.
 Run as `python -m diffusette.benchmarks.worker JOB`, with a `Job` as JSON.
 """
@@ -14,6 +16,7 @@ import os  # noqa: E402  # the clock starts before anything is imported
 import signal  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
+from dataclasses import replace  # noqa: E402
 
 import msgspec  # noqa: E402
 
@@ -37,7 +40,7 @@ class Job(msgspec.Struct, frozen=True):
     seed: int = 0
     count: int = 1
     picture: str = ""
-    """Where the first picture is kept; empty for nowhere."""
+    """Where the first picture is kept, and later ones of another number of steps; empty for nowhere."""
     engine: str = "diffusette"
     variant: str = ""
     """Of the engine: a precision."""
@@ -128,12 +131,12 @@ def serve(job: Job, tell: Callable[[Event], None]) -> None:
         seed=job.seed,
         count=job.count,
     )
-    for _ in sys.stdin:
+    for line in sys.stdin:
         recorder.calls.clear()
-        result = drawer.generate(request)
+        result = drawer.generate(replace(request, steps=int(line) if line.strip() else job.steps))
         record = result.metadata[0]
         calls = tuple(recorder.calls)
-        if job.picture and not os.path.exists(job.picture):  # noqa: PTH110  # pathlib would be imported inside the measured start
+        if job.picture and (line.strip() or not os.path.exists(job.picture)):  # noqa: PTH110  # pathlib would be imported inside the measured start
             result.images[0].save(job.picture)
         tell(
             Drawn(result.timings["total"], calls, record.width, record.height, record.steps, record.guidance, record.sampler, result.notes)

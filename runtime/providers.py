@@ -36,7 +36,7 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Provider options, in ORT's own names."""
     plugin: str | None = None
-    """Module of a plug-in wheel that sits on the CPU wheel."""
+    """Module of a plug-in wheel that sits on the CPU wheel; not needed where ONNX Runtime's own wheel has the provider (`built_in`)."""
     whole: bool = True
     """Whether a single node left to the CPU is an error. The others leave shape arithmetic to the CPU on purpose: there
     only a node that does real work on the CPU is one."""
@@ -49,6 +49,8 @@ class Provider:
     """Whether ORT can write the optimized graph to a file and read it again; those that compile graphs cannot."""
     exact_sums: bool = False
     """Multiply 8-bit numbers another way where `machine.saturates`."""
+    compiler: bool = False
+    """It rewrites graphs itself, and recognizes them best as they were exported: ORT is to leave them alone."""
     device: str | None = None
     """ORT's name of the memory in which inputs that stay the same are kept between runs; none where it is the CPU's."""
     note: str = ""
@@ -95,6 +97,8 @@ TABLE: Mapping[str, Provider] = MappingProxyType(
                 "diffusette[openvino]",
                 ("openvino", "portable"),
                 plugin="onnxruntime_ep_openvino",  # whole: a graph cut in pieces is slower than the CPU provider
+                fixed_shapes=True,  # free dimensions cost it time, and memory for each size that it has seen
+                compiler=True,  # after ORT's rewriting it runs most of what is meant for 8 bit in 16
             ),
             Provider(
                 "webgpu",
@@ -168,10 +172,10 @@ def why_missing(provider: Provider) -> str:
     Raises:
         ProviderError: there is no onnxruntime at all, or two clash.
     """
+    if built_in(provider):
+        return ""
     if provider.plugin is not None:
         return _why_plugin_missing(provider, provider.plugin)
-    if provider.execution_provider in onnxruntime().get_available_providers():
-        return ""
     if provider.name == "directml" and sys.platform != "win32":
         return "directml is not there: it exists on Windows alone"
     owner = " ".join(distributions()) or "onnxruntime"
@@ -185,17 +189,32 @@ def _why_plugin_missing(provider: Provider, module: str) -> str:
         devices = plugin_devices(provider)
     except ProviderError as error:
         return str(error)
-    return "" if devices else f"{provider.name} is installed, but its plug-in knows no device of this machine: use another provider"
+    if devices:
+        return ""
+    problem = f"{provider.name} is installed, but its plug-in knows no device of this machine"
+    if provider.name != "openvino":
+        return f"{problem}: use another provider"
+    return (
+        f"{problem}, since it takes Intel's alone; OpenVINO itself runs on others too: "
+        f"pip uninstall -y onnxruntime {module.replace('_', '-')}, then pip install onnxruntime-openvino"
+    )
+
+
+def built_in(provider: Provider) -> bool:
+    """Whether the installed onnxruntime has `provider` without a plug-in."""
+    return provider.execution_provider in onnxruntime().get_available_providers()
 
 
 def plugin_devices(provider: Provider) -> list[Any]:
-    """The devices (ORT's OrtEpDevice) that the plug-in of `provider` offers, GPUs first; registers the plug-in once.
+    """The devices (ORT's OrtEpDevice) that the plug-in of `provider` offers, GPUs first; registers the plug-in once. None if built in.
 
     Raises:
         ProviderError: the plug-in cannot be loaded.
     """
     assert provider.plugin is not None
     ort = onnxruntime()
+    if built_in(provider):
+        return []
     if provider.plugin not in _registered:
         try:
             library = importlib.import_module(provider.plugin).get_library_path()

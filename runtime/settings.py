@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from . import machine
-from .providers import Provider, plugin_devices
+from .providers import Provider, built_in, plugin_devices
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -67,13 +67,27 @@ def settings_for(ort: Any, provider: Provider, options: SessionOptions) -> Any:
         settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # the other order widens all weights first, then computes
     elif not options.reorder:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    if provider.compiler:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if provider.name != "cpu":
         key = "session.disable_cpu_ep_fallback" if provider.whole else "session.record_ep_graph_assignment_info"
         settings.add_session_config_entry(key, "1")
-    if provider.plugin:
+    if provider.plugin and built_in(provider):
+        settings.add_provider(provider.execution_provider, dict(provider.options) | _built_in_options(options))
+    elif provider.plugin:
         devices = plugin_devices(provider)[:1]
         settings.add_provider_for_devices(devices, dict(provider.options) | _plugin_options(provider, devices[0], options))
     return settings
+
+
+def _built_in_options(options: SessionOptions) -> dict[str, str]:
+    """What onnxruntime-openvino takes: what `_plugin_options` says, in names of its own."""
+    found = {"device_type": "CPU"}
+    if options.threads:
+        found["num_of_threads"] = str(options.threads)
+    if options.cache is not None:
+        found["cache_dir"] = str(options.cache / "openvino")
+    return found
 
 
 def _plugin_options(provider: Provider, device: Any, options: SessionOptions) -> dict[str, str]:

@@ -213,17 +213,39 @@ def test_a_noisy_machine_is_told_with_what_was_seen_and_the_limit(probes: list[f
         assert word in told
 
 
-def test_on_a_quiet_machine_two_bundles_are_compared_and_on_a_noisy_one_that_is_refused() -> None:
-    model, versus = quiet_row((0.5, 0.6, 0.5, 0.5, 0.5)), quiet_row((1.0, 1.2, 1.0, 1.0, 1.0), model_name="v")
-    compared = protocol.compared(model, versus, ())
+QUIET = conditions.judge([0.1], 0.0)
+
+
+def test_two_bundles_are_compared_pair_by_pair_and_part_by_part() -> None:
+    def row(scale: float, **fields: object) -> Row:
+        seconds = tuple(scale * slow for slow in (1.0, 1.8, 1.0, 1.7, 1.0))
+        cost = results.ComponentCost(summary.latency(seconds), 4, None, None, tuple(second / 2 for second in seconds))
+        return quiet_row(seconds, components={"unet": cost, "text_encoder" if scale > 0.7 else "other": cost}, **fields)
+
+    unsteady = conditions.judge([0.1, 0.2], 0.0)  # a machine that is fast now and slow then, for both of a pair
+    compared = protocol.compared(row(0.5), row(1.0, model_name="v"), unsteady)
+    assert compared.refused == ""
     assert compared.latency is not None
     assert compared.latency.ratio == pytest.approx(0.5)
-    refused = protocol.compared(model, versus, conditions.judge([0.1, 0.2], 0.0).reasons)
-    assert refused.latency is None
-    assert "too noisy" in refused.refused
-    broken = protocol.compared(model, quiet_row((), error="no such folder"), ())
-    assert broken.latency is None
-    assert "no such folder" in broken.refused
+    assert {name: found.ratio for name, found in compared.components.items()} == {"unet": pytest.approx(0.5)}
+
+
+@pytest.mark.parametrize(
+    ("model", "versus", "noise", "words"),
+    [
+        ((0.5,) * 5, (1.0,) * 5, conditions.judge([0.1, 0.1], 0.4), ["too noisy", "40%", "10%", "close other programs"]),
+        ((0.5, 0.5, 0.9, 0.5, 0.5), (1.0,) * 5, QUIET, ["too noisy", "5 pairs", "0.50 to 0.90", "25%", "--repeats"]),
+        ((0.5,) * 5, (), QUIET, ["no such folder"]),
+    ],
+)
+def test_where_pairs_say_too_little_there_is_no_ratio_but_a_reason(
+    model: tuple[float, ...], versus: tuple[float, ...], noise: conditions.Noise, words: list[str]
+) -> None:
+    compared = protocol.compared(quiet_row(model), quiet_row(versus, error="" if versus else "no such folder"), noise)
+    assert compared.latency is None
+    assert compared.components == {}
+    for word in words:
+        assert word in compared.refused
 
 
 def test_a_probed_machine_reports_its_probes_and_what_others_used() -> None:

@@ -19,6 +19,11 @@ def test_every_table_of_measurements_is_made_of_the_committed_results(name: str)
     assert tables.render(text) == text
 
 
+@pytest.mark.parametrize("name", tables.FIGURES)
+def test_every_committed_plot_is_drawn_from_the_committed_results(name: str) -> None:
+    assert (tables.DOCS / name).read_text("utf-8") == tables.figure(name)
+
+
 def test_committed_results_are_complete_and_say_on_what_they_were_measured() -> None:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         found = msgspec.json.decode(path.read_bytes(), type=Report)

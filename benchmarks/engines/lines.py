@@ -1,7 +1,8 @@
 """What all engines share: the conversation with the measuring process, and a stopwatch around a model's parts.
 
 These scripts run in environments of their own, where Diffusette is not installed. They answer as `benchmarks/worker.py` does:
-a line of JSON when the model is open, then one for each line on stdin.
+a line of JSON when the model is open, then one for each line on stdin, which is empty or has the number of steps to take instead of
+the job's.
 """
 
 from __future__ import annotations
@@ -114,12 +115,13 @@ def _serve(job: dict[str, Any], open_engine: Open, tell: Callable[[str, dict[str
             **facts,
         },
     )
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        asked = {**job, "steps": int(line)} if line.strip() else job
         calls.clear()
         started = time.perf_counter()
-        picture = draw(job)
+        picture = draw(asked)
         latency = time.perf_counter() - started
-        if job["picture"] and not Path(job["picture"]).exists():
+        if job["picture"] and (line.strip() or not Path(job["picture"]).exists()):
             picture.save(job["picture"])
-        settled = {name: job[name] for name in ("width", "height", "steps", "guidance", "sampler")}
+        settled = {name: asked[name] for name in ("width", "height", "steps", "guidance", "sampler")}
         tell("Drawn", {"latency": latency, "calls": list(calls), "notes": [], **settled})

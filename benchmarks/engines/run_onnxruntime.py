@@ -30,12 +30,12 @@ def open_engine(job: dict[str, Any]) -> tuple[lines.Draw, dict[str, str]]:
 
     (_, text_encoder), (unet_session, unet), (_, decode) = opened("text_encoder"), opened("unet"), opened("vae_decoder")
     timestep_type = np.int64 if "int64" in unet_session.get_inputs()[1].type else np.float32
-    alpha_bars, timesteps = schedule(manifest["noise"], job["steps"])
     noise, latent = manifest["noise"], manifest["latent"]
-    last = alpha_bars[0] if noise.get("final") == "sigma_min" else 1.0
     start = np.load(job["latents"])
 
     def draw(job: dict[str, Any]) -> Any:
+        alpha_bars, timesteps = schedule(noise, job["steps"])
+        last = alpha_bars[0] if noise.get("final") == "sigma_min" else 1.0
         hidden, x = np.concatenate([text_encoder({"input_ids": np.array([ids])}) for ids in job["tokens"]]), start
         for t, t_next in zip(timesteps, [*timesteps[1:], None], strict=True):
             feeds = {"sample": np.concatenate([x, x]), "timestep": np.full((2,), t, timestep_type), "encoder_hidden_states": hidden}
