@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from diffusette.models import onnx_file, single
 from diffusette.models.errors import BundleError
 from diffusette.runtime.providers import TABLE
 from diffusette.runtime.session import SessionOptions, open_session
-from tests import small_graphs
+from tests import contrib_operators, small_graphs
 
 CPU = TABLE["cpu"]
 X = np.linspace(-100.0, 100.0, 16, dtype=np.float32).reshape(2, 8)
@@ -101,6 +102,31 @@ def test_no_half_is_left_but_the_weights_which_are_cast_as_they_are_used(tmp_pat
     assert {one.name: one.data_type for one in model.graph.initializer if one.name != "yes"} == {"large": 10, "small": 10}
     del model.graph.initializer[:]
     assert TensorProto.FLOAT16 not in kinds(model, set())
+
+
+def test_the_operators_of_gpu_graphs_compute_in_float32_too() -> None:
+    """As their documentation has it: the kernels are on GPUs alone."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["h", "large"], ["m"]),
+        helper.make_node("GroupNorm", ["m", "gamma", "beta"], ["g"], domain="com.microsoft", groups=4, channels_last=0, activation=1),
+        helper.make_node("QuickGelu", ["g"], ["q"], domain="com.microsoft", alpha=1.0),
+        helper.make_node("Cast", ["q"], ["y"], to=TensorProto.FLOAT),
+    ]
+    gamma, beta = (np.random.default_rng(seed).standard_normal(16).astype(np.float32) for seed in (1, 2))
+    weights = {"large": np.full(1, 60_000, np.float16), "gamma": gamma, "beta": beta}
+    kind = (TensorProto.FLOAT, ["n", 16, 4, 4])
+    data = small_graphs.model(nodes, {"x": kind}, {"y": kind}, weights).SerializeToString()
+    x = np.random.default_rng(0).standard_normal((2, 16, 4, 4), np.float32)
+    normal = contrib_operators.norm_of_groups(np.float32(60_000) * x.transpose(0, 2, 3, 1), gamma, beta, 4, 1e-5)
+    expected = contrib_operators.silu(contrib_operators.silu(normal)).transpose(0, 3, 1, 2)
+    with np.errstate(all="ignore"):
+        narrow, wide = (
+            ReferenceEvaluator(onnx.load_from_string(one), new_ops=contrib_operators.ALL).run(None, {"x": x})[0]
+            for one in (data, single.widened(data, {"large"}))
+        )
+    assert not np.isfinite(narrow).all()
+    np.testing.assert_allclose(wide, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_replaced_weight_is_used_by_a_widened_session(tmp_path: Path) -> None:
