@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 
 from diffusette.models.errors import ProviderError
 from diffusette.runtime import providers
-from diffusette.runtime.providers import TABLE, distributions, onnxruntime, plugin_devices, resolve, why_clashing, why_missing
+from diffusette.runtime.providers import TABLE, built_in, distributions, onnxruntime, plugin_devices, resolve, why_clashing, why_missing
+from diffusette.runtime.settings import SessionOptions, settings_for
 
 HERE = [name for name in TABLE if not why_missing(TABLE[name])]
 
@@ -172,3 +174,19 @@ def test_an_installed_plugin_names_its_devices_or_says_that_it_has_none() -> Non
     devices = plugin_devices(TABLE["openvino"])
     assert plugin_devices(TABLE["openvino"]) == devices or len(devices) == len(plugin_devices(TABLE["openvino"]))
     assert bool(devices) == (why_missing(TABLE["openvino"]) == "")
+
+
+def test_what_stands_in_onnxruntimes_own_wheel_needs_no_plugin() -> None:
+    inside = replace(TABLE["openvino"], execution_provider="CPUExecutionProvider")
+    assert built_in(inside)
+    assert why_missing(inside) == ""
+    assert plugin_devices(inside) == []
+    assert not built_in(TABLE["directml"])
+
+
+def test_a_provider_that_compiles_graphs_gets_them_as_they_were_exported() -> None:
+    levels = onnxruntime().GraphOptimizationLevel
+    compiling = settings_for(onnxruntime(), replace(TABLE["cpu"], compiler=True), SessionOptions())
+    assert compiling.graph_optimization_level == levels.ORT_DISABLE_ALL
+    assert settings_for(onnxruntime(), TABLE["cpu"], SessionOptions()).graph_optimization_level == levels.ORT_ENABLE_ALL
+    assert (TABLE["openvino"].compiler, TABLE["openvino"].fixed_shapes) == (True, True)
