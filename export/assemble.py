@@ -11,7 +11,7 @@ import msgspec
 
 from ..models import families, manifest, noise_config
 from ..models.manifest import Target
-from . import extras, fused, graph_folder, optimum, reuse, vocabulary, write
+from . import bands, extras, fused, graph_folder, optimum, reuse, vocabulary, write
 from .source import LICENCES, Source
 
 
@@ -70,7 +70,8 @@ def _sealed(made: manifest.Manifest, folder: Path) -> manifest.Manifest:
 
 
 def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> tuple[manifest.Manifest, list[str]]:
-    """Moves into the bundle what is not there in another precision, cuts the U-Net for less work, and seals it.
+    """Moves into the bundle what is not there in another precision, cuts the U-Net for less work and the autoencoder for less memory,
+    and seals it.
 
     Gives the manifest, and what could not be done.
     """
@@ -81,14 +82,18 @@ def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> tuple[manif
         if not lowered and inside != Path(manifest.FILE_NAME):
             (bundle / inside).parent.mkdir(parents=True, exist_ok=True)
             path.replace(bundle / inside)
-    unet, note = made.components["unet"], "graphs of another exporter are not cut: pictures cannot be drawn with less work"
+    components, notes = dict(made.components), ["graphs of another exporter are not cut: pictures cannot be drawn with less work"]
     if made.source.reference == "torch":
-        unet, note = reuse.add(bundle / "unet", unet)
-    made = msgspec.structs.replace(made, components={**made.components, "unet": unet})
+        components["unet"], note = reuse.add(bundle / "unet", components["unet"])
+        notes = [note]
+    for name in [name for name in bands.HALVES if name in components and bands.pays(bundle / name, made.target)]:
+        components[name], note = bands.add(bundle / name, components[name])
+        notes.append(note)
+    made = msgspec.structs.replace(made, components=components)
     for name in made.components:
         for graph in (bundle / name).glob("*.onnx"):
             fused.release(graph)
-    return _sealed(made, bundle), [note] if note else []
+    return _sealed(made, bundle), [note for note in notes if note]
 
 
 def warnings(source: Source) -> list[str]:

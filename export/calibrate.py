@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..models.bundle import open_bundle
-from ..runtime import lora, lora_names, machine, pictures
+from ..models.manifest import Component
+from ..runtime import bands, lora, lora_names, machine, pictures
 from ..runtime.components import Components, Variant
 from ..runtime.pipeline import Pipeline
 from ..runtime.providers import resolve
@@ -71,6 +72,19 @@ def open_graph(graph: Path, *, lean: bool | None = None) -> Session:
         lean = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*")) >= LARGE
     options = SessionOptions(threads=machine.cores(), prepack=not lean, reorder=not lean, arena=not lean)
     return open_session(graph, resolve("cpu"), options)
+
+
+def run_in_bands(folder: Path, component: Component, feeds: Feeds, size: int) -> dict[str, NDArray[Any]]:
+    """What the pieces of `component` in `folder` give together, on bands of about `size` bytes."""
+    session: dict[str, Session] = {}
+
+    def call(piece: str, given: Feeds) -> dict[str, NDArray[Any]]:
+        if piece not in session:
+            session.clear()
+            session[piece] = open_graph(folder / f"{piece}.onnx", lean=True)
+        return session[piece].run(given)
+
+    return bands.run(component.pieces, call, feeds, size)
 
 
 def read_lora(

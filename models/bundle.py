@@ -135,7 +135,30 @@ def _need(there: Collection[str], field: str, name: str, purpose: str) -> None:
 def _check_component(folder: Path, name: str, component: Component, found: Manifest) -> Graph:
     for part, further in component.graphs.items():
         _check_graph(folder, name, f"components.{name}.graphs.{part}", further, found)
+    _check_pieces(name, component)
     return _check_graph(folder, name, f"components.{name}", component, found)
+
+
+def _check_pieces(name: str, component: Component) -> None:
+    """That each piece of a component takes what is there by then, and that they give all that the component does."""
+    known, summed = set(component.inputs), set[str]()
+    for part, (graph, bands) in component.pieces.items():
+        where, pixels = f"{manifests.FILE_NAME}: $.components.{name}.graphs.{part}.bands", bands.rows.keys()
+        given = {f"{tensor}{end}" for tensor in bands.norms for end in (".scale", ".shift")}
+        wide = all(len(tensor.shape) == 4 and isinstance(tensor.shape[1], int) for tensor in _of(pixels, graph))
+        right = wide and graph.inputs.keys() == (pixels & known & graph.inputs.keys()) | given and bands.norms.keys() <= summed & pixels
+        if not right or not min(bands.rows.values(), default=0) >= 1 or (bands.halo or 0) < 0:
+            raise BundleError(f"{where} does not fit what the piece takes and what comes before it: export the model again")
+        if any(norm.groups < 1 or int(graph.inputs[tensor].shape[1]) % norm.groups for tensor, norm in bands.norms.items()):
+            raise BundleError(f"{where}.norms: the groups do not divide the channels: export the model again")
+        summed |= {tensor for tensor in pixels & graph.outputs.keys() if {f"{tensor}.sums", f"{tensor}.squares"} <= graph.outputs.keys()}
+        known |= pixels & graph.outputs.keys()
+    if component.pieces and not component.outputs.keys() <= known:
+        raise BundleError(f"{manifests.FILE_NAME}: $.components.{name}.graphs: the pieces do not give {sorted(component.outputs)}")
+
+
+def _of(names: Collection[str], graph: manifests.Graph) -> list[Tensor]:
+    return [tensor for name, tensor in (*graph.inputs.items(), *graph.outputs.items()) if name in names]
 
 
 def _check_graph(folder: Path, name: str, where: str, component: Component | manifests.Graph, found: Manifest) -> Graph:

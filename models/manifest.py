@@ -37,6 +37,24 @@ class Tensor(_Struct, frozen=True):
     shape: tuple[int | str, ...]
 
 
+class Norm(_Struct, frozen=True):
+    """A group normalization."""
+
+    groups: int
+    epsilon: float
+
+
+class Bands(_Struct, frozen=True):
+    """How a graph works on some rows of its tensors at a time; `export/bands.py` makes such graphs, `runtime/bands.py` runs them."""
+
+    rows: dict[str, int]
+    """Rows of each tensor for one row of the coarsest of them."""
+    halo: int | None
+    """Rows of the coarsest that are needed above and below those that come out; None needs all."""
+    norms: dict[str, Norm]
+    """The inputs that are normalized, for which `NAME.scale` and `NAME.shift` are given."""
+
+
 class Graph(_Struct, frozen=True):
     """A further graph of a component, over the same weight file."""
 
@@ -46,6 +64,8 @@ class Graph(_Struct, frozen=True):
     outputs: dict[str, Tensor]
     grid: int | None = None
     """Latent pixels along one side of a token of the self-attentions that `token_stride` is for; None where there are none."""
+    bands: Bands | msgspec.UnsetType = msgspec.UNSET
+    """Of a piece of an autoencoder's half, and of no other graph; pieces are run one after the other, in the order of their names."""
 
 
 class Component(_Struct, frozen=True):
@@ -59,7 +79,13 @@ class Component(_Struct, frozen=True):
     parity_db: float | None = None
     """The worst signal-to-noise ratio in dB against torch float32, as measured at export."""
     graphs: dict[str, Graph] = {}
-    """Graphs that do less work, by name; `export/reuse.py` makes a U-Net's `full` and `shallow`."""
+    """Graphs that do less work, by name: `export/reuse.py` makes a U-Net's `full` and `shallow`, `export/bands.py` the pieces of an
+    autoencoder's half."""
+
+    @property
+    def pieces(self) -> dict[str, tuple[Graph, Bands]]:
+        """The graphs that work on bands of rows, in the order in which they are run."""
+        return {name: (graph, graph.bands) for name, graph in sorted(self.graphs.items()) if graph.bands is not msgspec.UNSET}
 
 
 class Tokenizer(_Struct, frozen=True):

@@ -4,9 +4,11 @@
 |---|---|---|
 | resident | every component that was used | memory |
 | sequential | one component at a time | each is opened again for each request |
-| streamed | the same, weights mapped from disk as they are, pictures decoded in tiles | U-Net calls take half as long again |
+| streamed | the same, weights mapped from disk as they are | U-Net calls take half as long again |
 
-`auto` takes the first that fits into what the machine has free, and goes on with the next one where memory runs out after all.
+Autoencoders that were cut for it (`bands.py`) work on bands of rows under every plan; others in tiles under `streamed`, or where
+memory runs out. `auto` takes the first plan that fits into what the machine has free, and goes on with the next one where it does not
+fit after all.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from ..models import onnx_file, single
 from ..models.bundle import Bundle
 from ..models.errors import BundleError, RequestError, ResourceError
 from ..models.manifest import Component, Graph, Tensor
-from . import graph_cache, machine
+from . import bands, graph_cache, machine
+from .failures import Cancelled
 from .providers import Provider
 from .session import Session, SessionOptions, open_session
 
@@ -35,20 +39,24 @@ PLANS: tuple[Plan, ...] = get_args(Plan)
 
 SHAPES = 2
 """Sessions of one component that are kept where a provider wants one for each picture size."""
-OPENING = 2.6
-"""Memory that opening a component takes at its peak, as a multiple of its files' bytes; measured: 2.4 for the 8-bit U-Net of
-SD 1.5's size, whose 16-bit weights are widened and then reordered."""
-OPEN = 2.0
-"""Memory that an open component keeps, likewise; measured: 1.7."""
+OPENING = 1.5
+"""Memory that opening a component takes at its peak, as a multiple of its files' bytes; measured: 1.3 for the 8-bit U-Net of
+SD 1.5's size, 1.4 for the one in float32."""
+OPEN = 1.4
+"""Memory that an open component keeps once it has run, likewise; measured: 1.4, a third of which is what it computes with."""
 DECODING = 5400
-"""Memory that decoding takes, in bytes a pixel: measured 1.4 GB for 512 × 512."""
-LEAN_DECODING = 0.75
-"""Of that, what it takes where weights stay as they are; measured: 1.1 GB."""
+"""Memory that decoding whole takes, in bytes a pixel: measured 1.4 GB for 512 × 512."""
+BANDED = 1300
+"""Likewise in bands, whose two or three tensors between pieces are all that grows with the picture."""
 
 
+BAND = 64 << 20
+"""Bytes of what goes into a piece of an autoencoder and comes out of it, for one band of rows; where memory matters less than time."""
+LEAN_BAND = 24 << 20
+"""Likewise, where it does. The bands' own neighbours are computed twice: a twenty-fifth of the work, instead of a sixtieth."""
 TILE = 40
-"""Side of a tile that pictures are decoded and encoded in where memory is scarce, at most, in latent pixels. Each tile is
-normalized by its own statistics, so that tones differ a little from those of a picture decoded whole."""
+"""Side of a tile that pictures are decoded and encoded in where memory is scarce, at most, in latent pixels, by graphs that are not
+cut for bands. Each tile is normalized by its own statistics, so that tones differ a little from those of a picture decoded whole."""
 TILED = frozenset({"vae_decoder", "vae_encoder", "tiny_decoder"})
 """Components that work in tiles as well."""
 
@@ -81,6 +89,7 @@ class Components:
         self._open: OrderedDict[_Key, Session] = OrderedDict()
         self._turn = threading.Lock()
         self._notes: dict[str, None] = {}
+        self._cancelled = False
         self._wide: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -101,6 +110,7 @@ class Components:
     def run(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None = None) -> dict[str, NDArray[Any]]:
         """Run component `name`, or a further graph of one (`unet/full`), with the weights of `variant` if one is given; `Handle.run`."""
         with self._turn:
+            self._cancelled = False
             started = time.perf_counter()
             try:
                 return self._run(name, feeds, variant)
@@ -112,7 +122,7 @@ class Components:
         """One run, under leaner and leaner plans if need be and allowed."""
         while True:
             try:
-                outputs = self._session(name, feeds, variant).run(feeds)
+                outputs = self._call(name, feeds, variant)
                 if _finite(outputs) or not self._widen(name, feeds):
                     return outputs
                 continue
@@ -136,9 +146,28 @@ class Components:
         self._notes[f"{component}: NaN or Inf came out in half precision: from there on it computes in float32"] = None
         return True
 
+    def _call(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None) -> dict[str, NDArray[Any]]:
+        """One run, in bands where the component can work so."""
+        if not self.in_bands(name):
+            return self._session(name, feeds, variant).run(feeds)
+
+        def piece(part: str, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            if self._cancelled:
+                raise Cancelled("the run was cancelled")
+            return self._session(f"{name}/{part}", given, variant).run(given)
+
+        return bands.run(self.bundle.manifest.components[name].pieces, piece, feeds, BAND if self.plan == "resident" else LEAN_BAND)
+
+    def in_bands(self, name: str) -> bool:
+        """Whether component `name` works on bands of rows, one piece of its graph after the other. On the CPU these cost no time;
+        on a GPU the way to its memory and back would.
+        """
+        component = self.bundle.manifest.components.get(name)
+        return component is not None and bool(component.pieces) and self.provider.name == "cpu"
+
     def _can_be_cut(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> bool:
         """Whether the same can be done in tiles, which costs less than a leaner plan."""
-        if name not in TILED:
+        if name not in TILED or self.in_bands(name):
             return False
         side = TILE if name != "vae_encoder" else TILE * self.bundle.manifest.latent.downscale
         return any(max(value.shape[2:], default=0) > side for value in feeds.values())
@@ -158,7 +187,10 @@ class Components:
         graph = self.bundle.path(described.graph)
         weights: Mapping[str, NDArray[Any]] = variant.weights(onnx_file.read(graph).initializers) if variant else {}
         options = replace(self._options, dimensions=dimensions, weights=weights, wide=name.partition("/")[0] in self._wide)
-        if self.plan == "streamed" or (self.plan == "sequential" and name in TILED):
+        if isinstance(described, Graph) and described.bands is not UNSET:
+            # One piece's weights are small beside its tensors, and what it gives outlives it: an arena would be kept for its sake.
+            options = replace(options, arena=False, cache=None)
+        elif self.plan == "streamed" or (self.plan == "sequential" and name in TILED) or self._is_brief(name):
             # Convolutions gain little from more. Other providers copy weights anyway, and need what folding gives.
             options = replace(options, prepack=False, fold=self.provider.name != "cpu", cache=None)
         elif options.cache is not None and not graph_cache.pays(graph):
@@ -181,13 +213,21 @@ class Components:
         """
         (theirs, _, other_part), (ours, _, part) = other[0].partition("/"), new[0].partition("/")
         if theirs != ours:
-            return self.plan == "resident"
+            return self.plan == "resident" and not self._is_brief(theirs)
+        if self.in_bands(ours):
+            return False
         return other[1] == new[1] and bool(other_part) == bool(part) and (self.plan == "resident" or other_part != part)
 
-    @property
-    def tile(self) -> int:
-        """The side of the tiles in which pictures are decoded and encoded, in latent pixels; 0 does it whole."""
-        return TILE if self.plan == "streamed" else 0
+    def _is_brief(self, name: str) -> bool:
+        """Whether component `name` runs once a prompt and has weights that are opened as they are: it is open again in a fifth of a
+        second, and takes a quarter of the memory that it would if they were unpacked.
+        """
+        large = name.startswith("text_encoder") and graph_cache.pays(self.bundle.path(self._described(name).graph))
+        return large and self.provider.name == "cpu"
+
+    def tile(self, name: str) -> int:
+        """The side of the tiles in which component `name` decodes or encodes pictures, in latent pixels; 0 takes them as they are."""
+        return TILE if self.plan == "streamed" and not self.in_bands(name) else 0
 
     def notes(self) -> tuple[str, ...]:
         """What the sessions had to say: a cache that cannot be written, a plan that memory did not suffice for."""
@@ -195,6 +235,7 @@ class Components:
 
     def cancel(self) -> None:
         """Stop what runs now, from any thread: that call raises `Cancelled`."""
+        self._cancelled = True  # for a run between two bands
         for session in list(self._open.values()):
             session.cancel()
 
@@ -279,16 +320,16 @@ def choose_plan(name: str, bundle: Bundle) -> tuple[Plan, str]:
     if free is None:
         return "resident", ""
     sizes = [_bytes_of(bundle, component) for component in bundle.manifest.components]
-    plan = fitting(sizes, bundle.manifest.defaults.width * bundle.manifest.defaults.height, free[0])
+    defaults, decoder = bundle.manifest.defaults, bundle.manifest.components["vae_decoder"]
+    plan = fitting(sizes, (BANDED if decoder.pieces else DECODING) * defaults.width * defaults.height, free[0])
     return plan, "" if plan == "resident" else f"memory: {free[0] / 2**30:.1f} GiB are free, so the plan is {plan}"
 
 
-def fitting(sizes: Sequence[int], pixels: int, free: int) -> Plan:
-    """The fastest plan for components of `sizes` bytes and pictures of that many pixels that `free` bytes suffice for."""
-    decoding = DECODING * pixels
+def fitting(sizes: Sequence[int], decoding: int, free: int) -> Plan:
+    """The fastest plan that `free` bytes suffice for, with components of `sizes` bytes and pictures whose decoding takes that many."""
     if OPEN * sum(sizes) + max((OPENING - OPEN) * max(sizes), decoding) < free:
         return "resident"
-    return "sequential" if max(OPENING * max(sizes), LEAN_DECODING * decoding) < free else "streamed"
+    return "sequential" if max(OPENING * max(sizes), decoding) < free else "streamed"
 
 
 def _bytes_of(bundle: Bundle, component: str) -> int:

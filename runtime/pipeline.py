@@ -219,15 +219,15 @@ class Pipeline:
             drawing.latents = combine((float(second.sigmas[0]), drawing.draw_noise(latents.shape)), (1.0, latents))
 
     def _encode(self, picture: Array) -> Array:
-        return vae.encode(self.components.get("vae_encoder"), picture, self.manifest.latent, tile=self.components.tile)
+        return vae.encode(self.components.get("vae_encoder"), picture, self.manifest.latent, tile=self.components.tile("vae_encoder"))
 
     def _decode(self, job: Job, latents: Array, notes: list[str]) -> Array:
         decoder, latent = self.components.get(TINY_DECODER if job.request.decoder == "tiny" else "vae_decoder"), self.manifest.latent
-        tile = self.components.tile
+        tile = self.components.tile(decoder.name)
         try:
             return vae.decode(decoder, latents, latent, tile=tile)
         except ResourceError:
-            if tile:
+            if tile or self.components.in_bands(decoder.name):
                 raise
         self.components.close()  # the decoder keeps what it had taken until then
         notes.append("memory did not suffice to decode the picture whole: it was decoded in tiles")

@@ -1,4 +1,4 @@
-"""Pictures to latents and back, whole or in overlapping tiles.
+"""Pictures to latents and back: as the session does it (whole, or in bands), or in overlapping tiles.
 
 A picture here is float32 in [-1, 1], (1, 3, height, width); latents are what the U-Net works on: (1, channels, height / 8,
 width / 8) at about unit variance.

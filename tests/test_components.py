@@ -176,11 +176,17 @@ def test_memory_comes_back_when_a_pipeline_closes_twenty_times() -> None:
 
 
 def test_auto_takes_the_fastest_plan_that_fits() -> None:
-    sizes, pixels = [120 << 20, 1180 << 20, 100 << 20, 70 << 20], 512 * 512
-    plans = [fitting(sizes, pixels, gigabytes << 30) for gigabytes in (16, 5, 4, 2, 1)]
-    assert plans == ["resident", "resident", "sequential", "streamed", "streamed"]
-    assert fitting([10 << 20] * 3, 128 * 128, 1 << 30) == "resident"
-    assert [fitting(sizes, 1536 * 1536, 14 << 30), fitting(sizes, 2048 * 2048, 14 << 30)] == ["sequential", "streamed"]
+    sizes, pixels = [120 << 20, 900 << 20, 100 << 20, 70 << 20], 512 * 512
+    whole, banded = components.DECODING * pixels, components.BANDED * pixels
+    assert [fitting(sizes, whole, gigabytes << 30) for gigabytes in (16, 4, 2, 1)] == ["resident", "resident", "sequential", "streamed"]
+    assert [fitting(sizes, banded, megabytes << 20) for megabytes in (3000, 2048, 1500, 1200)] == [
+        "resident",
+        "sequential",
+        "sequential",
+        "streamed",
+    ]
+    assert fitting([10 << 20] * 3, components.DECODING * 128 * 128, 1 << 30) == "resident"
+    assert fitting(sizes, 16 * whole, 16 << 30) == "streamed"
 
 
 @pytest.mark.parametrize("tile", [9, 16, 17, 36, TILE])

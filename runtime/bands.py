@@ -1,0 +1,126 @@
+"""Half of an autoencoder, piece by piece, each on full-width bands of rows: all of the picture, a fraction of the memory.
+
+`export/bands.py` cuts it at its group normalizations. These take their mean and variance from the whole tensor, as if nothing
+were cut; a band has the few rows of its neighbours beside its own that convolutions look at, and what came of those is dropped.
+So there are no seams, whatever the height of a band.
+
+Tensors between pieces are kept as the bands that they were made in, and a band is dropped as soon as nothing needs it any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.manifest import Bands, Graph, Norm
+
+Array = NDArray[Any]
+Call = Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
+"""(name of the piece, what it takes) → what it gives."""
+
+
+@dataclass
+class _Rows:
+    """A tensor (batch, channels, rows, columns) as bands of its rows, the first of which may be gone."""
+
+    bands: list[Array] = field(default_factory=list[Array])
+    first: int = 0
+    """The number of the first row that is still there."""
+
+    @property
+    def count(self) -> int:
+        return self.first + sum(band.shape[2] for band in self.bands)
+
+    def take(self, start: int, stop: int) -> Array:
+        """Rows `start` to `stop`, contiguous."""
+        parts: list[Array] = []
+        row = self.first
+        for band in self.bands:
+            low, high = max(start - row, 0), min(stop - row, band.shape[2])
+            if low < high:
+                parts.append(band[:, :, low:high])
+            row += band.shape[2]
+        return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+    def drop(self, before: int) -> None:
+        """Frees the bands whose rows all lie before row number `before`."""
+        while self.bands and self.first + self.bands[0].shape[2] <= before:
+            self.first += self.bands.pop(0).shape[2]
+
+
+@dataclass
+class _Sums:
+    """Of a tensor, for each sample and channel, in float64: so mean² can be subtracted from the mean square."""
+
+    sums: Array = field(default_factory=lambda: np.zeros((1, 1)))
+    squares: Array = field(default_factory=lambda: np.zeros((1, 1)))
+    count: int = 0
+
+    def add(self, sums: Array, squares: Array, columns: int) -> None:
+        """Takes in the sums of rows, (batch, channels, rows), each of `columns` values and of their squares."""
+        self.sums = self.sums + sums.sum(axis=2, dtype=np.float64)
+        self.squares = self.squares + squares.sum(axis=2, dtype=np.float64)
+        self.count += sums.shape[2] * columns
+
+    def normalizing(self, norm: Norm) -> tuple[Array, Array]:
+        """What a tensor is multiplied with, and what is then added, to normalize it: (batch, channels, 1, 1) float32 each."""
+        batch, channels = self.sums.shape
+        size = self.count * channels // norm.groups
+        mean, square = (one.reshape(batch, norm.groups, -1).sum(axis=2) / size for one in (self.sums, self.squares))
+        scale = 1.0 / np.sqrt(np.maximum(square - mean * mean, 0.0) + norm.epsilon)
+        both = (np.repeat(one, channels // norm.groups, axis=1)[:, :, None, None] for one in (scale, -mean * scale))
+        first, second = (np.ascontiguousarray(one, dtype=np.float32) for one in both)
+        return first, second
+
+
+def run(pieces: Mapping[str, tuple[Graph, Bands]], call: Call, feeds: Mapping[str, Array], size: int) -> dict[str, Array]:
+    """Every output of the whole graph by its name; `feeds` are what it takes, `pieces` what it was cut into, in order.
+
+    `size` is about how many bytes go into a piece and come out of it for one band.
+    """
+    last = {name: piece for piece, (_, bands) in pieces.items() for name in bands.rows}
+    tensors = {name: _Rows([array]) for name, array in feeds.items()}
+    sums: dict[str, _Sums] = {}
+    for piece, (graph, bands) in pieces.items():
+        inputs = {name: tensors[name] for name in graph.inputs if name in bands.rows}
+        made = {name: _Rows() for name in graph.outputs if name in bands.rows}
+        given: dict[str, Array] = {}
+        for name, norm in bands.norms.items():
+            given[f"{name}.scale"], given[f"{name}.shift"] = sums.pop(name).normalizing(norm)
+        for start, stop, top, bottom in _spans(graph, bands, inputs, size):
+            band = {name: rows.take(top * bands.rows[name], bottom * bands.rows[name]) for name, rows in inputs.items()}
+            for name, rows in inputs.items():
+                if last[name] == piece:
+                    rows.drop((2 * stop - bottom) * bands.rows[name])  # above what the next band begins with
+            found = call(piece, {**band, **given})
+            del band
+            for name, rows in made.items():
+                own = slice((start - top) * bands.rows[name], (stop - top) * bands.rows[name])
+                rows.bands.append(found[name][:, :, own])
+                if f"{name}.sums" in found:
+                    parts = (found[f"{name}.sums"][..., own], found[f"{name}.squares"][..., own])
+                    sums.setdefault(name, _Sums()).add(*parts, found[name].shape[3])
+            del found
+        tensors = {name: rows for name, rows in {**tensors, **made}.items() if last[name] != piece or name in made}
+    return {name: rows.take(0, rows.count) for name, rows in tensors.items()}
+
+
+def _spans(graph: Graph, bands: Bands, inputs: Mapping[str, _Rows], size: int) -> Iterator[tuple[int, int, int, int]]:
+    """The bands: first row that comes out and the one after the last, and likewise of what goes in; rows of the coarsest tensor."""
+    name, rows = next(iter(inputs.items()))
+    units = rows.count // bands.rows[name]
+    if bands.halo is None:
+        yield 0, units, 0, units
+        return
+    columns = rows.bands[0].shape[3] // bands.rows[name]
+    tensors = {**graph.inputs, **graph.outputs}
+    row = sum(4 * int(tensors[name].shape[1]) * columns * times**2 for name, times in bands.rows.items())
+    count = min(units, max(1, units * row // size))
+    edges = [units * number // count for number in range(count + 1)]
+    for start, stop in pairwise(edges):
+        yield start, stop, max(start - bands.halo, 0), min(stop + bands.halo, units)

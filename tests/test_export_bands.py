@@ -1,0 +1,145 @@
+"""Cutting an autoencoder at its group normalizations: the pieces, and that together they are the whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from diffusette.export import bands
+from diffusette.export.calibrate import open_graph
+from diffusette.models import manifest as manifests
+from diffusette.models.manifest import Component
+from diffusette.runtime import bands as runtime_bands
+from tests import small_graphs
+
+BundleOf = Callable[[str], tuple[Path, Path]]
+HALVES = {"vae_decoder": "latent_sample", "vae_encoder": "sample"}
+
+
+@pytest.fixture(scope="module", params=sorted(HALVES))
+def cut(request: pytest.FixtureRequest, sd1_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Component]:
+    """The folder of one half of a tiny autoencoder, cut, and its description."""
+    folder = tmp_path_factory.mktemp("cut") / request.param
+    shutil.copytree(sd1_bundle / request.param, folder)
+    component, note = bands.add(folder, manifests.read(sd1_bundle).components[request.param])
+    assert not note
+    return folder, component
+
+
+def in_bands(folder: Path, component: Component, picture: np.ndarray, size: int) -> tuple[np.ndarray, int]:
+    """What the pieces give for `picture` in bands of `size` bytes, and how many runs it took."""
+    sessions = {name: open_graph(folder / f"{name}.onnx") for name in component.pieces}
+    runs: list[str] = []
+
+    def call(piece: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        runs.append(piece)
+        return sessions[piece].run(feeds)
+
+    return next(iter(runtime_bands.run(component.pieces, call, {HALVES[folder.name]: picture}, size).values())), len(runs)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 20), (18, 12), (2, 6)])
+def test_bands_of_any_height_give_what_the_whole_graph_gives(cut: tuple[Path, Component], height: int, width: int) -> None:
+    folder, component = cut
+    channels = component.inputs[HALVES[folder.name]].shape[1]
+    assert isinstance(channels, int)
+    picture = np.random.default_rng(0).standard_normal((2, channels, height, width), np.float32)
+    expected = next(iter(open_graph(folder / "model.onnx").run({HALVES[folder.name]: picture}).values()))
+    counts: list[int] = []
+    for size in (1 << 30, 20_000, 1):
+        found, runs = in_bands(folder, component, picture, size)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+        counts.append(runs)
+    assert counts[0] == len(component.pieces) <= counts[1] <= counts[2]
+    assert counts[2] > counts[0] + height // 4
+
+
+def test_what_is_far_from_zero_is_normalized_as_exactly(cut: tuple[Path, Component]) -> None:
+    folder, component = cut
+    channels = component.inputs[HALVES[folder.name]].shape[1]
+    assert isinstance(channels, int)
+    picture = 300.0 + np.random.default_rng(1).standard_normal((1, channels, 16, 16)).astype(np.float32)
+    expected = next(iter(open_graph(folder / "model.onnx").run({HALVES[folder.name]: picture}).values()))
+    found, _ = in_bands(folder, component, picture, 1)
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert error < 1e-4
+
+
+def test_the_pieces_lie_over_the_one_weight_file_and_attention_is_in_one_that_is_run_whole(cut: tuple[Path, Component]) -> None:
+    folder, component = cut
+    operators = {name: {node.op_type for node in onnx.load(folder / f"{name}.onnx").graph.node} for name in component.pieces}
+    whole = [name for name, (_, described) in component.pieces.items() if described.halo is None]
+    assert len(whole) == 1
+    assert {name for name, found in operators.items() if "MultiHeadAttention" in found} == set(whole)
+    assert not any("InstanceNormalization" in found for name, found in operators.items() if name not in whole)
+    weights = [value.name for value in onnx.load(folder / "model.onnx").graph.initializer if value.name.endswith("conv1.weight")]
+    used = [value.name for name in component.pieces for value in onnx.load(folder / f"{name}.onnx").graph.initializer]
+    assert sorted(name for name in used if name.endswith("conv1.weight")) == sorted(weights)
+
+
+def test_each_piece_says_what_it_takes_and_gives(cut: tuple[Path, Component]) -> None:
+    folder, component = cut
+    known = set(component.inputs)
+    for name, (graph, described) in component.pieces.items():
+        proto = onnx.load(folder / f"{name}.onnx").graph
+        assert [value.name for value in proto.input] == list(graph.inputs)
+        assert {value.name for value in proto.output} == set(graph.outputs)
+        assert {tensor for tensor in described.rows if tensor in graph.inputs} <= known
+        assert all({f"{tensor}.scale", f"{tensor}.shift"} <= graph.inputs.keys() for tensor in described.norms)
+        known |= graph.outputs.keys()
+    assert set(component.outputs) <= known
+
+
+def test_an_autoencoder_of_several_levels_is_cut_where_its_resolution_changes(tmp_path: Path) -> None:
+    model = ir.from_proto(levels())
+    normalized = bands.opened(model)
+    found = bands.pieces(model, normalized)
+    assert [piece.halo for piece in found] == [None, 1, 1]
+    assert [sorted(piece.rows.values()) for piece in found] == [[1, 1], [1, 2], [1, 1]]
+
+
+def levels() -> onnx.ModelProto:
+    """z (1, 4, h, w) → normalized, enlarged and convolved, normalized and convolved."""
+    helper, tensor = onnx.helper, onnx.TensorProto
+    nodes = [*normalization("z", "a"), helper.make_node("Resize", ["a", "", "twice"], ["b"], **RESIZE)]
+    nodes += [helper.make_node("Conv", ["b", "w"], ["c"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])]
+    nodes += [*normalization("c", "d"), helper.make_node("Conv", ["d", "w"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])]
+    weights = {"twice": np.array([1, 1, 2, 2], np.float32), "w": np.ones((4, 4, 3, 3), np.float32)}
+    weights |= {"split": np.array([0, 2, -1]), "ones": np.ones(2, np.float32), "zeros": np.zeros(2, np.float32)}
+    shapes = {"z": (tensor.FLOAT, [1, 4, "h", "w"])}, {"y": (tensor.FLOAT, [1, 4, "H", "W"])}
+    return small_graphs.model(nodes, *shapes, weights)
+
+
+def normalization(x: str, y: str) -> list[onnx.NodeProto]:
+    """A group normalization as the exporter writes it."""
+    node = onnx.helper.make_node
+    return [
+        node("Reshape", [x, "split"], [f"{x}_split"]),
+        node("InstanceNormalization", [f"{x}_split", "ones", "zeros"], [f"{x}_normal"]),
+        node("Shape", [x], [f"{x}_shape"]),
+        node("Reshape", [f"{x}_normal", f"{x}_shape"], [y]),
+    ]
+
+
+RESIZE = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+
+
+def test_a_graph_without_normalizations_stays_whole_and_that_is_said(tmp_path: Path, sd1_bundle: Path) -> None:
+    small_graphs.convolution(tmp_path / "vae_decoder" / "model.onnx")
+    component = manifests.read(sd1_bundle).components["vae_decoder"]
+    made, note = bands.add(tmp_path / "vae_decoder", component)
+    assert made is component
+    assert "no group normalizations" in note
+    assert [path.name for path in (tmp_path / "vae_decoder").iterdir()] == ["model.onnx"]
+
+
+def test_manifests_of_graphs_that_are_no_pieces_say_nothing_of_bands(sd1_bundle: Path) -> None:
+    graph = manifests.read(sd1_bundle).components["unet"].graphs["full"]
+    assert b"bands" not in msgspec.json.encode(graph)
