@@ -11,7 +11,7 @@ import msgspec
 
 from ..models import families, manifest, noise_config
 from ..models.manifest import Target
-from . import bands, extras, fused, graph_folder, optimum, reuse, vocabulary, write
+from . import bands, concepts, fused, graph_folder, optimum, reuse, vocabulary, write
 from .source import LICENCES, Source
 
 
@@ -28,7 +28,7 @@ def prepare(
     if "safety_checker" in records:
         size = records["safety_checker"].inputs["clip_input"].shape[-1]
         assert isinstance(size, int)
-        extras.write_concepts(source, folder / "safety_checker", size)
+        concepts.write(source, folder / "safety_checker", size)
     for name in LICENCES:
         if source.path.is_dir() and (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / name)

@@ -8,18 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from ..models.errors import BundleError
 from ..models.families import Config
 from .source import Source, Weights
 
-LARGE = 400_000_000
-"""Bytes of weights from which a component is exported in a process of its own, and compared layer by layer from disk."""
+if TYPE_CHECKING:  # torch takes seconds to import: it comes with the module that is traced
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,8 @@ def assembled(
     Raises:
         BundleError: weights are missing, too many, or of another shape than the config says.
     """
+    import torch
+
     expected = {key.removeprefix(prefix): tuple(value.shape) for key, value in module.state_dict().items()}
     ignored = {key for key in weights.shapes if key.endswith("position_ids")}
     missing, extra = expected.keys() - weights.shapes.keys(), weights.shapes.keys() - expected.keys() - ignored

@@ -7,9 +7,10 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,43 +20,46 @@ import msgspec
 from ..models import manifest
 from ..models.errors import ResourceError
 from ..models.manifest import Target
-from . import calibrate, components, graph, graph_folder, merge, parity, reference, write
+from . import calibrate, graph, graph_folder, merge, parity, write
 from .calibrate import open_graph
-from .component import LARGE
 from .merge import Lora
 from .origin import Origin, open_source
 from .pieces import Pieces
 from .publish import Stage
 from .source import Source
 from .targets import TARGETS
-from .trace import trace
+
+LARGE = 400_000_000
+"""Bytes of a component's weights from which a model is exported in other processes."""
 
 
 def floats_of(
     stage: Stage, origin: Origin, source: Source, target: Target, loras: Sequence[Lora], progress: Callable[[str, float], None]
 ) -> dict[str, manifest.Component]:
-    """Every component of `source` in float32, each a stage of its own; large ones in processes of their own, so that their
-    memory is given back whole, and small ones here meanwhile.
+    """Every component of `source` in float32, each a stage of its own.
+
+    Those of a large model come from two other processes, the largest first, so that their memory is given back whole.
 
     Raises:
         ResourceError: a process was killed.
         NumericalError: a component does not agree with torch.
     """
     records: dict[str, Any] = {name: stage.recall(name) for name in source.components}
-    left = [name for name, record in records.items() if record is None]
-    large = sorted((name for name in left if bytes_of(source, name) >= LARGE), key=lambda name: -bytes_of(source, name))
+    sizes = {name: bytes_of(source, name) for name, record in records.items() if record is None}
+    large = max(sizes.values(), default=0) >= LARGE
 
-    def finished(name: str, component: manifest.Component) -> None:
-        records[name] = msgspec.to_builtins(component)
+    def finished(name: str, made: Floats) -> None:
+        write.known(stage.work / "float" / name, made.files)
+        records[name] = msgspec.to_builtins(made.component)
         stage.remember(name, records[name])
         progress(f"{name}: done", sum(record is not None for record in records.values()) / len(records) / 2)
 
+    for name in () if large else sizes:
+        progress(f"{name}: tracing", sum(record is not None for record in records.values()) / len(records) / 2)
+        finished(name, export_float(source, name, stage.work / "float" / name, target, loras))
+    left = sorted(sizes, key=lambda name: -sizes[name]) if large else []
     with _pool() as pool:
-        running = {pool.submit(_export_again, origin, name, stage.work / "float" / name, target, loras): name for name in large}
-        for name in left:
-            progress(f"{name}: tracing", (len(records) - len(left)) / len(records) / 2)
-            if name not in large:
-                finished(name, export_float(source, name, stage.work / "float" / name, target, loras))
+        running = {pool.submit(_export_again, origin, name, stage.work / "float" / name, target, loras): name for name in left}
         for future in as_completed(running):
             try:
                 finished(running[future], future.result())
@@ -68,8 +72,8 @@ def floats_of(
 
 
 def _pool() -> ProcessPoolExecutor:
-    """Two processes at most, each for one task: tracing, which takes longest, uses one core."""
-    return ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),), max_tasks_per_child=1)
+    """Two processes: tracing, which takes longest, uses one core."""
+    return ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),))
 
 
 def _end_with(parent: int) -> None:
@@ -81,27 +85,44 @@ def _end_with(parent: int) -> None:
             os._exit(1)
 
 
-def _export_again(origin: Origin, name: str, destination: Path, target: Target, loras: Sequence[Lora]) -> manifest.Component:
-    return export_float(open_source(origin), name, destination, target, loras)
+@dataclass(frozen=True)
+class Floats:
+    """A component in float32, as it was written."""
+
+    component: manifest.Component
+    files: Mapping[str, manifest.File]
+    """Size and hash by file name."""
 
 
-def export_float(source: Source, name: str, folder: Path, target: Target, loras: Sequence[Lora] = ()) -> manifest.Component:
+def _export_again(origin: Origin, name: str, destination: Path, target: Target, loras: Sequence[Lora]) -> Floats:
+    made = export_float(open_source(origin), name, destination, target, loras)
+    calibrate.give_memory_back()
+    return made
+
+
+def export_float(source: Source, name: str, folder: Path, target: Target, loras: Sequence[Lora] = ()) -> Floats:
     """Writes the component `name` in float32 into `folder`, once it agrees with torch, or with the graph that the source has."""
     if source.graphs is not None and name in source.graphs.components:
-        return graph_folder.export(source, name, folder, target)
+        return Floats(graph_folder.export(source, name, folder, target), {})
+    from . import components, reference  # torch: a process that has others trace never loads it
+    from .trace import trace
+
     component = merge.merge(components.build(source, name), source, loras)
     model = graph.apply(trace(component), TARGETS[target])
-    write.save(model, folder)
-    del model
+    feeds = reference.cases(component)
     calibrate.give_memory_back()
-    feeds = parity.cases(component)
-    with reference.loaded(component):
-        expected = parity.references(component, feeds)
+    with ThreadPoolExecutor(1) as writer:
+        files = writer.submit(write.save, model, folder)
+        with reference.loaded(component):
+            expected = reference.references(component, feeds)
+        written = files.result()
+    del model, files
+    calibrate.give_memory_back()
     found = parity.compare(Pieces(folder, open_graph), feeds, expected)
     parity.require(name, "fp32", found, parity.BARS["fp32"])
     ports = {port.name: manifest.Tensor(port.dtype, port.shape) for port in component.inputs}
     given = {port.name: manifest.Tensor(port.dtype, port.shape) for port in component.outputs}
-    return manifest.Component(f"{name}/{write.GRAPH}", "fp32", ports, given, found.db)
+    return Floats(manifest.Component(f"{name}/{write.GRAPH}", "fp32", ports, given, found.db), written)
 
 
 def bytes_of(source: Source, name: str) -> int:

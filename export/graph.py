@@ -119,3 +119,8 @@ def typed(value: ir.Value, shape: Sequence[Any] | None) -> None:
     """Says that `value` is float32, of `shape` where that is known."""
     value.type = ir.TensorType(ir.DataType.FLOAT)
     value.shape = None if shape is None else ir.Shape(list(shape))
+
+
+def lazy(name: str, shape: Sequence[int], read: Callable[[], NDArray[Any]], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.LazyTensor:
+    """A tensor that calls `read` each time it is asked for, and keeps nothing."""
+    return ir.LazyTensor(lambda: ir.tensor(read(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)

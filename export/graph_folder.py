@@ -25,8 +25,8 @@ from ..models.manifest import Component, Manifest, Target, Tensor
 from ..models.onnx_file import Initializer
 from . import graph, parity, write
 from .calibrate import open_graph
+from .graph import lazy
 from .source import STEMS, Array, Source, Weights, licence_of, optional_json
-from .trace import lazy
 
 TARGETS: tuple[Target, ...] = ("portable", "cpu")
 """What such graphs can be exported for: other targets need graphs that are made for them from weights."""

@@ -10,8 +10,7 @@ import numpy as np
 
 from . import calibrate
 from .component import Component
-from .components import modules
-from .source import Array, Source
+from .source import Array, Source, modules
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from ..models.errors import NumericalError
 from ..models.manifest import Precision
-from .component import Component
-from .reference import Feeds, examples, run
 
 BARS: Mapping[Precision, float] = MappingProxyType({"fp32": 100.0, "fp16": 45.0, "int8": 24.0, "int4": 18.0})
 """The signal-to-noise ratio in dB that a component of each precision has to reach."""
@@ -41,27 +39,6 @@ def snr(reference: NDArray[Any], other: NDArray[Any]) -> float:
     if noise == 0.0:
         return PERFECT
     return max(-PERFECT, min(PERFECT, 10.0 * math.log10(max(signal, 1e-300) / noise)))
-
-
-def cases(component: Component) -> list[Feeds]:
-    """Inputs of several sizes, batches and, for the U-Net, timesteps."""
-    tokens = int(component.config.get("max_position_embeddings", 16))
-    if component.name.startswith("text_encoder"):
-        return [examples(component, (0, 0), batch, tokens, 0.0, seed=batch) for batch in (1, 2)]
-    if component.name == "vae_encoder":
-        return [examples(component, size, 1, 0, 0.0, seed=1) for size in ((64, 64), (64, 96))]
-    if component.name in {"vae_decoder", "tiny_decoder"}:
-        return [examples(component, size, 1, 0, 0.0, seed=1) for size in ((8, 8), (12, 17))]
-    if component.name == "safety_checker":
-        return [examples(component, (0, 0), batch, 0, 0.0, seed=batch) for batch in (1, 2)]
-    settings = (((16, 16), (999.0, 250.0)), ((19, 13), (500.0,)), ((12, 24), (1.0, 750.0)))
-    feeds = [examples(component, size, len(steps), 16, 0.0, seed=int(steps[0])) for size, steps in settings]
-    return [feed | {"timestep": np.array(steps, np.float32)} for feed, (_, steps) in zip(feeds, settings, strict=True)]
-
-
-def references(component: Component, feeds: Iterable[Feeds]) -> list[dict[str, NDArray[np.float32]]]:
-    """What torch gives for each of `feeds`; the component is loaded."""
-    return [run(component, feed) for feed in feeds]
 
 
 def compare(session: Any, feeds: Sequence[Mapping[str, NDArray[Any]]], expected: Iterable[Mapping[str, NDArray[Any]]]) -> Parity:

@@ -101,3 +101,24 @@ def examples(component: Component, size: tuple[int, int], batch: int, tokens: in
         else:
             feeds[port.name] = rng.standard_normal(shape, np.float32)
     return feeds
+
+
+def cases(component: Component) -> list[Feeds]:
+    """Inputs of several sizes, batches and, for the U-Net, timesteps."""
+    tokens = int(component.config.get("max_position_embeddings", 16))
+    if component.name.startswith("text_encoder"):
+        return [examples(component, (0, 0), batch, tokens, 0.0, seed=batch) for batch in (1, 2)]
+    if component.name == "vae_encoder":
+        return [examples(component, size, 1, 0, 0.0, seed=1) for size in ((64, 64), (64, 96))]
+    if component.name in {"vae_decoder", "tiny_decoder"}:
+        return [examples(component, size, 1, 0, 0.0, seed=1) for size in ((8, 8), (12, 17))]
+    if component.name == "safety_checker":
+        return [examples(component, (0, 0), batch, 0, 0.0, seed=batch) for batch in (1, 2)]
+    settings = (((19, 13), (999.0,)), ((12, 24), (1.0, 250.0, 500.0, 750.0)))
+    feeds = [examples(component, size, len(steps), 16, 0.0, seed=int(steps[0])) for size, steps in settings]
+    return [feed | {"timestep": np.array(steps, np.float32)} for feed, (_, steps) in zip(feeds, settings, strict=True)]
+
+
+def references(component: Component, feeds: Iterable[Feeds]) -> list[dict[str, NDArray[np.float32]]]:
+    """What torch gives for each of `feeds`; the component is loaded."""
+    return [run(component, feed) for feed in feeds]

@@ -7,7 +7,7 @@ by name; code in a model's folder is never run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -220,6 +220,21 @@ def read_json(path: Path) -> dict[str, Any]:
 def optional_json(path: Path) -> dict[str, Any]:
     """`read_json`, or nothing where there is no such file."""
     return read_json(path) if path.exists() else {}
+
+
+def text_names(shapes: Iterable[str]) -> dict[str, str]:
+    """The names of a text encoder's tensors as they are in bundles, with what they are called in the source.
+
+    transformers 5 names the tensors of CLIPTextModel without the level that older files (and every LoRA) have.
+    """
+    return {key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": key for key in shapes}
+
+
+def modules(source: Source) -> dict[str, set[str]]:
+    """The layers that a LoRA may change, of the U-Net and the text encoders, by their names in the bundle."""
+    found = {name: set(text_names(source.weights(name).shapes)) for name in source.family.text_encoders}
+    found["unet"] = set(source.weights("unet").shapes)
+    return {name: {key.removesuffix(".weight") for key in keys if key.endswith(".weight")} for name, keys in found.items()}
 
 
 def licence_of(folder: Path) -> str:

@@ -9,23 +9,43 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, cast
 
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
+from onnx_ir.passes import common
 from onnxscript import optimizer
+from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter.rules import common as rules
 
 from ..models.errors import NumericalError
 from .component import Component
+from .graph import lazy
 from .reference import examples, tensors
 from .source import Weights
 
 OPSET = 23
 """The first with Attention: torch's attention stays one node, for the passes of each target to lower."""
+_RULES = RewritePass([
+    *(rules.add_0_rule, rules.sub_0_rule, rules.mul_by_1_rule, rules.div_by_1_rule),
+    *(rules.no_op_cast_rule, rules.no_op_expand_rule, rules.no_op_transpose_rule, rules.materialize_reshape_shape_rule),
+    *(rules.cast_cast_rule, rules.transpose_transpose_rule, rules.unsqueeze_unsqueeze_rule, rules.squeeze_reshape_1d_rule),
+    *(rules.reshape_reshape_rule, rules.collapse_slice_rule, rules.flatten_to_reshape_rule),
+    *(rules.one_reshape_matmul_reshape_rule, rules.two_reshapes_matmul_reshape_rule),
+])  # fmt: skip
+"""What traced graphs have too much of. All of onnxscript's rules take four times as long: one of them looks at each pair of nodes."""
+_AFTER = (
+    common.IdentityEliminationPass(),
+    common.RemoveUnusedNodesPass(),
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    common.DeduplicateInitializersPass(),
+    common.CommonSubexpressionEliminationPass(),
+    common.OutputFixPass(),
+    common.NameFixPass(),
+)
 
 
 def trace(component: Component) -> ir.Model:
@@ -45,21 +65,70 @@ def trace(component: Component) -> ir.Model:
     with _quiet(), torch.no_grad():
         # Exported here, since torch.onnx.export falls from non-strict back to strict tracing on free sizes, which takes thrice the time.
         exported = torch.export.export(component.module, arguments, dynamic_shapes=tuple(shapes), strict=False)
-        program = cast("Any", torch.onnx).export(
-            exported,
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=False,
-            verbose=False,
-            input_names=[port.name for port in ports],
-            output_names=[port.name for port in component.outputs],
-        )
-    model: ir.Model = program.model
+        model = _translated(exported, component)
     _name_ports(model, component)
     _simplify(model)
     _attach(model, component.prefix, component.weights)
     _name_dimensions(model, component)
     return model
+
+
+def _translated(exported: torch.export.ExportedProgram, component: Component) -> ir.Model:
+    """The ONNX graph of what torch traced.
+
+    The exporter would trace all of it again to take operators apart, in half of the whole time; but nearly all of them have an
+    ONNX form as they are. Where one has none, it may take them apart.
+    """
+    known = cast("Any", torch).onnx
+    if _plain(exported):
+        whole, exported.run_decompositions = exported.run_decompositions, lambda *_: exported
+        with suppress(known.errors.OnnxExporterError):
+            return _to_onnx(exported, component)
+        exported.run_decompositions = whole
+    return _to_onnx(exported, component)
+
+
+def _to_onnx(exported: torch.export.ExportedProgram, component: Component) -> ir.Model:
+    return (
+        cast("Any", torch)
+        .onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+            input_names=[port.name for port in component.inputs],
+            output_names=[port.name for port in component.outputs],
+        )
+        .model
+    )
+
+
+def _plain(exported: torch.export.ExportedProgram) -> bool:
+    """Makes what only says a type or trains go or take a form that ONNX has; False where an operator writes into its input."""
+    aten = cast("Any", torch).ops.aten
+    graph = exported.graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            return False
+        first: Any = node.args[0] if node.args else None
+        if node.target in {aten.to.dtype, aten.reshape.default, aten.view.default}:
+            idle = _kind(first) == _kind(node)
+        else:
+            idle = node.target is aten.contiguous.default or (node.target is aten.dropout.default and not node.args[2])
+        if idle:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+        elif node.target is aten.to.dtype:
+            node.target, node.args, node.kwargs = cast("Any", aten._to_copy.default), (first,), {"dtype": node.args[1]}  # noqa: SLF001  # an operator's name
+    return True
+
+
+def _kind(node: torch.fx.Node) -> list[str]:
+    """Type and dimensions of a tensor; as text, since comparing free dimensions would fix them."""
+    return [str(node.meta["val"].dtype), *map(str, node.meta["val"].shape)]
 
 
 def _name_ports(model: ir.Model, component: Component) -> None:
@@ -74,7 +143,13 @@ def _simplify(model: ir.Model) -> None:
         del model.graph.initializers[value.name or ""]
         value.const_value = None
         model.graph.inputs.append(value)
-    optimizer.optimize_ir(model)
+    optimizer.inline(model)
+    for _ in range(2):
+        optimizer.fold_constants(model)
+        _RULES(model)
+        common.RemoveUnusedNodesPass()(model)
+    for one in _AFTER:
+        one(model)
     for value in weights:
         model.graph.inputs.remove(value)
         if value.uses():
@@ -93,11 +168,6 @@ def _attach(model: ir.Model, prefix: str, weights: Weights) -> None:
         value.const_value = lazy(value.name, weights.shapes[value.name], partial(weights.read, value.name))
         value.shape, value.dtype = value.const_value.shape, value.const_value.dtype
         model.graph.initializers.add(value)
-
-
-def lazy(name: str, shape: Sequence[int], read: Callable[[], NDArray[Any]], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.LazyTensor:
-    """A tensor that calls `read` each time it is asked for, and keeps nothing."""
-    return ir.LazyTensor(lambda: ir.tensor(read(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
 
 
 def _name_dimensions(model: ir.Model, component: Component) -> None:

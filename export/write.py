@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,17 +102,26 @@ def _write_data(values: list[ir.Value], folder: Path) -> File:
     digest, offset = hashlib.sha256(), 0
     places: list[tuple[ir.Value, int, int]] = []
     partial = folder / f"{DATA}.partial"
-    with partial.open("wb") as file:
+
+    def put(*pieces: bytes | memoryview) -> None:
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+
+    # One tensor is written while the next is read and made; never more than these two are held.
+    with partial.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        written: Future[None] | None = None
         for value in values:
             assert value.const_value is not None
             data = np.ascontiguousarray(value.const_value.numpy()).reshape(-1).view(np.uint8)
-            alignment = PAGE if len(data) >= 4 * PAGE else LINE
-            padding = bytes(-offset % alignment)
-            for piece in (padding, data.data):
-                file.write(piece)
-                digest.update(piece)
+            padding = bytes(-offset % (PAGE if len(data) >= 4 * PAGE else LINE))
+            if written is not None:
+                written.result()
+            written = writer.submit(put, padding, data.data)
             places.append((value, offset + len(padding), len(data)))
             offset += len(padding) + len(data)
+        if written is not None:
+            written.result()
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder / DATA)  # a session may have mapped an older file of this name: never write into it
@@ -131,6 +142,13 @@ def _write(path: Path, data: bytes) -> File:
         os.fsync(file.fileno())
     partial.replace(path)
     return File(len(data), hashlib.sha256(data).hexdigest())
+
+
+def known(folder: Path, files: Mapping[str, File]) -> None:
+    """Takes `files`, which `save` in another process wrote into `folder`, for what `fingerprint` would find there."""
+    for name, file in files.items():
+        about = (folder / name).stat()
+        _FINGERPRINTS[about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns] = file
 
 
 def fingerprint(path: Path) -> File:

@@ -200,9 +200,9 @@ def unet(request, tmp_path_factory):
     """(component, its traced graph, inputs, what torch gives) of a tiny U-Net."""
     opened = source.open_folder(tiny_models.save(tmp_path_factory.mktemp("unet") / "model", request.param))
     component = components.build(opened, "unet")
-    feeds = parity.cases(component)[1:3]
+    feeds = reference.cases(component)
     with reference.loaded(component):
-        return component, trace.trace(component), feeds, parity.references(component, feeds)
+        return component, trace.trace(component), feeds, reference.references(component, feeds)
 
 
 @pytest.mark.parametrize("target", ["cuda", "directml"])

@@ -78,7 +78,7 @@ def test_a_checker_that_is_named_but_not_there_is_said_and_left_out(folder, tmp_
 
 
 def test_concepts_that_do_not_belong_together_are_refused(folder, tmp_path):
-    from diffusette.export import extras  # used here alone
+    from diffusette.export import concepts  # used here alone
 
     copy = shutil.copytree(folder, tmp_path / "copy")
     path = copy / "safety_checker/model.safetensors"
@@ -86,7 +86,7 @@ def test_concepts_that_do_not_belong_together_are_refused(folder, tmp_path):
     state["concept_embeds_weights"] = state["concept_embeds_weights"][:-1].clone()
     save_file(state, path)
     with pytest.raises(BundleError, match=r"concept_embeds of shape \(17, 6\) and concept_embeds_weights of shape \(16,\)"):
-        extras.write_concepts(source.open_folder(copy), tmp_path / "out", 8)
+        concepts.write(source.open_folder(copy), tmp_path / "out", 8)
 
 
 def test_a_tiny_decoder_takes_the_latents_of_the_large_one_and_draws_what_diffusers_draws(folder, taesd, tmp_path):
