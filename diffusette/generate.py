@@ -46,6 +46,10 @@ from .options import FILE, FOLDER, as_json, print_json
 @click.option("--rescale", type=float, help="Guidance rescale, 0 to 1.")
 @click.option("--guidance-interval", type=(float, float), metavar="START STOP", help="Steps in which guidance works, as two fractions.")
 @click.option("--image-guidance", type=float, help="How strongly pix2pix models hold to --init.  [default: 1.5]")
+@click.option(
+    "--original-size", type=(int, int), metavar="WIDTH HEIGHT", help="SDXL: the size that the model is told of.  [default: its own]"
+)
+@click.option("--crop", type=(int, int), metavar="LEFT TOP", help="SDXL: how far the picture is said to be cut.  [default: 0 0]")
 @click.option("--rng", help="Whose noise: numpy, torch or nv.")
 @click.option("--refiner", type=FOLDER, help="Bundle of a model that draws the last steps.")
 @click.option("--refiner-start", type=float, help="Where it takes over, as a share of the timesteps.  [default: 0.8]")

@@ -18,6 +18,7 @@ from .denoise import Array, Conditioning, Denoise, Feeds, Weighted
 from .guidance import Guidance
 from .inpaint import Scene
 from .job import Job, Pass
+from .request import Request
 from .tokenizer import open_tokenizer
 
 PICTURE_SCALE = 1.5
@@ -43,19 +44,20 @@ def encode(job: Job, one: Pass, family: Family, encoders: Sequence[text.TextEnco
         one.sigmas,
         negative=request.negative if job.guidance != 1 else None,
         clip_skip=request.clip_skip,
-        sizes=_sizes(one, family),
+        sizes=_sizes(request, one, family),
         zero_empty_negative=family.architecture == "sdxl" and family.task != "refine",
     )
     notes += [note for note in encoded.notes if note not in notes]
     return encoded
 
 
-def _sizes(one: Pass, family: Family) -> text.Sizes | None:
+def _sizes(request: Request, one: Pass, family: Family) -> text.Sizes | None:
     """What SDXL wants to know about the picture."""
     if family.architecture != "sdxl":
         return None
-    size = (one.height, one.width)
-    return text.Sizes(original=size, target=size, aesthetic=(6.0, 2.5) if family.task == "refine" else None)
+    width, height = request.original_size or (one.width, one.height)
+    aesthetic = (6.0, 2.5) if family.task == "refine" else None
+    return text.Sizes(original=(height, width), target=(one.height, one.width), crop=request.crop[::-1], aesthetic=aesthetic)
 
 
 def denoiser(job: Job, one: Pass, manifest: Manifest, unet: Handle, encoded: text.Encoded, seen: Feeds) -> Denoise:
@@ -70,7 +72,7 @@ def denoiser(job: Job, one: Pass, manifest: Manifest, unet: Handle, encoded: tex
         assert isinstance(width, int)
         extra["timestep_cond"] = denoise.guidance_embedding(job.guidance, width)
         return guidance.guided(predict, noise.prediction, _adding(encoded.positive, extra), None, Guidance(scale=1.0))
-    sizes = _sizes(one, family)
+    sizes = _sizes(job.request, one, family)
     if sizes is not None and family.task != "refine":  # the text was encoded with the sizes of the first pass
         extra["time_ids"] = sizes.time_ids()
     positive = _adding(encoded.positive, extra)

@@ -126,8 +126,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 """Fields that are numbers, and their ranges, whole where the numbers have to be."""
 
 
-def _check(request: Request, manifest: Manifest, *, refines: bool) -> None:
-    """What needs no more than the request and the manifest to be found wrong."""
+def _check_numbers(request: Request, manifest: Manifest) -> None:
+    """Each number by itself."""
     for name, low, high in _RANGES:
         if getattr(request, name) is not None:
             _number(name, getattr(request, name), low, high)
@@ -137,9 +137,17 @@ def _check(request: Request, manifest: Manifest, *, refines: bool) -> None:
     for name in ("seed", "variation_seed"):
         if getattr(request, name) is not None:
             _number(name, getattr(request, name), 0, SEED_LIMIT - request.count)
-    speed.find(request.speed)
+    for name, numbers, low in (("original_size", request.original_size or (), 1), ("crop", request.crop, 0)):
+        for number in numbers:
+            _number(name, number, low, MAX_SIDE)
     for path, weight in request.loras:
         _number(f"weight of {path.name}", weight, -MAX_LORA, MAX_LORA)
+
+
+def _check(request: Request, manifest: Manifest, *, refines: bool) -> None:
+    """What needs no more than the request and the manifest to be found wrong."""
+    _check_numbers(request, manifest)
+    speed.find(request.speed)
     family = FAMILIES[manifest.family]
     for wrong, message in (
         (request.rng not in KINDS, f"random generator {request.rng!r} is not known: choose one of {', '.join(KINDS)}"),
@@ -152,6 +160,10 @@ def _check(request: Request, manifest: Manifest, *, refines: bool) -> None:
         (
             request.image_guidance is not None and family.task != "instruct",
             f"image_guidance: {manifest.source.name} does not edit pictures by instruction: expected a pix2pix model, or no image_guidance",
+        ),
+        (
+            (request.original_size is not None or request.crop != (0, 0)) and family.architecture != "sdxl",
+            f"original_size, crop: {manifest.source.name} is told of no sizes: expected a model of SDXL's kind, or neither",
         ),
         (
             request.refiner_start is not None and not refines,

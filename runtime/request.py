@@ -77,6 +77,10 @@ class Request:
     """The share of the steps in which guidance works, as two fractions (Kynkäänniemi et al. 2024); outside the work is halved."""
     image_guidance: float | None = None
     """Models that edit pictures (pix2pix): how strongly the picture holds; by default 1.5."""
+    original_size: tuple[int, int] | None = None
+    """SDXL: width and height of the picture that the model is told this one was made of; small ones look blurred. By default its own."""
+    crop: tuple[int, int] = (0, 0)
+    """SDXL: how far from the left and the top that picture is said to be cut; at 0, what is drawn is in the middle."""
     rng: str = "numpy"
     """Whose noise: "numpy", "torch" (as on torch's CPU) or "nv" (as on NVIDIA cards)."""
     loras: tuple[tuple[Path, float], ...] = ()
@@ -121,6 +125,8 @@ class Fields(TypedDict, total=False):
     rescale: float
     guidance_interval: tuple[float, float]
     image_guidance: float | None
+    original_size: tuple[int, int] | None
+    crop: tuple[int, int]
     rng: str
     loras: tuple[tuple[Path, float], ...]
     lora_folder: Path | None

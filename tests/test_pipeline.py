@@ -125,6 +125,8 @@ def test_inpainting_leaves_what_the_mask_does_not_cover(drawer: Pipeline) -> Non
         ({"schedule": "karas"}, "karas"),
         ({"rng": "dice"}, "dice"),
         ({"mask": Image.new("L", (8, 8))}, "mask"),
+        ({"crop": (0, 8)}, "is told of no sizes"),
+        ({"original_size": (0, 8)}, "original_size: 0"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_runs(sd1_bundle: Path, fields: Fields, message: str) -> None:
@@ -175,8 +177,9 @@ def test_keyword_arguments_are_the_fields_of_a_request() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")  # diffusers mends the tiny config
-@pytest.mark.parametrize("family", ["sd1", "sd2-v", "sdxl", "sd1-lcm"])
-def test_a_family_draws_what_diffusers_own_pipeline_draws(bundle_of: Callable[[str], tuple[Path, Path]], family: str) -> None:
+@pytest.mark.parametrize("case", ["sd1", "sd2-v", "sdxl", "sdxl, cut", "sd1-lcm"])
+def test_a_family_draws_what_diffusers_own_pipeline_draws(bundle_of: Callable[[str], tuple[Path, Path]], case: str) -> None:
+    family, _, cut = case.partition(", ")
     source, bundle = bundle_of(family)
     drawer = pipeline.load(bundle, provider="cpu")
     latent = drawer.manifest.latent
@@ -195,6 +198,9 @@ def test_a_family_draws_what_diffusers_own_pipeline_draws(bundle_of: Callable[[s
         settings = {"timestep_spacing": "leading", "clip_sample": False}
         judge.scheduler = DDIMScheduler.from_config(judge.scheduler.config, **settings)
     wanted |= {"height": height, "width": width}
+    if cut:
+        fields |= {"original_size": (40, 24), "crop": (3, 2)}
+        wanted |= {"original_size": (24, 40), "crops_coords_top_left": (2, 3)}
     drawn = drawer.generate(PROMPT, **fields).images[0]
     expected = judge(PROMPT, output_type="pil", **wanted).images[0]
     error = np.mean((pixels(drawn) - pixels(expected)).astype(np.float64) ** 2)
