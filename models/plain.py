@@ -39,7 +39,15 @@ _CLASSES: Mapping[str, frozenset[str]] = MappingProxyType({
 """Classes that a component of that name may have; `OnnxRuntimeModel` may stand for each."""
 _PIPELINES = {"OnnxStableDiffusion": "StableDiffusion", "StableDiffusionOnnxPipeline": "StableDiffusionPipeline", "ORT": ""}
 """How names of ONNX pipelines begin → how the name of the same pipeline in torch does."""
-_CUDA_ONLY = frozenset({"BiasAdd", "BiasSplitGelu", "GroupNorm", "NhwcConv", "SkipGroupNorm"})
+_CUDA_ONLY = frozenset({"BiasAdd", "BiasSplitGelu", "GemmFloat8", "NhwcConv", "PackedMultiHeadAttention", "SkipGroupNorm"})
+_GPU_ONLY = frozenset({"GroupNorm"})
+_CPU_ONLY = frozenset({
+    "DynamicQuantizeMatMul", "FusedGemm", "MatMulInteger16", "MatMulIntegerToFloat", "NhwcFusedConv", "NhwcMaxPool", "QGemm",
+    *(f"QLinear{name}" for name in ("Add", "AveragePool", "Concat", "Conv", "GlobalAveragePool", "LeakyRelu", "Mul", "ReduceMean")),
+    *(f"QLinear{name}" for name in ("Sigmoid", "Softmax", "Where")),
+})  # fmt: skip
+"""Of ONNX Runtime's own operators, those that some providers alone have; the others run everywhere."""
+_DIRECTML_OPSET = 17
 _INT8 = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QLinearConv", "MatMulIntegerToFloat"})
 _PLENTY = 1 << 20
 """A length that tokenizers without one give in its place is far above this."""
@@ -219,5 +227,9 @@ def _precision(graph: Graph) -> Precision:
 
 
 def _target(graphs: Mapping[str, Graph]) -> Target:
-    contrib = {operator for graph in graphs.values() for domain, operator in graph.operators if domain == MICROSOFT}
-    return "cuda" if contrib & _CUDA_ONLY else "cpu" if contrib else "portable"
+    """Where such graphs run, by what ONNX Runtime's own operators in them ask for; without any of these, everywhere."""
+    own = {operator for graph in graphs.values() for domain, operator in graph.operators if domain == MICROSOFT}
+    if own & (_CUDA_ONLY | _GPU_ONLY):
+        old = all(graph.opsets.get("", 0) <= _DIRECTML_OPSET for graph in graphs.values())
+        return "directml" if old and not own & _CUDA_ONLY else "cuda"
+    return "cpu" if own & _CPU_ONLY else "portable"

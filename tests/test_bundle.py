@@ -260,3 +260,26 @@ def test_opening_reads_no_weights(tmp_path: Path) -> None:
     proto.graph.initializer[0].external_data[1].value = str((1 << 40) - 64)
     (folder / "unet/model.onnx").write_bytes(proto.SerializeToString())
     assert open_bundle(folder).graphs["unet"].initializers["w"].offset == (1 << 40) - 64
+
+
+@pytest.mark.parametrize(
+    ("domain", "operator", "opset", "target"),
+    [
+        ("", "GroupNormalization", 21, "portable"),
+        ("com.microsoft", "MultiHeadAttention", 17, "portable"),
+        ("com.microsoft", "MatMulIntegerToFloat", 17, "cpu"),
+        ("com.microsoft", "GroupNorm", 17, "directml"),
+        ("com.microsoft", "GroupNorm", 18, "cuda"),
+        ("com.microsoft", "SkipGroupNorm", 17, "cuda"),
+    ],
+)
+def test_a_plain_folder_is_for_where_its_operators_run(tmp_path: Path, domain: str, operator: str, opset: int, target: str) -> None:
+    folder = small_graphs.plain_folder(tmp_path / "plain")
+    for path in folder.glob("*/model.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        model.opset_import[0].version = opset
+        if path.parent.name == "unet":
+            model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+            model.graph.node.append(onnx.helper.make_node(operator, ["sample"], ["unused"], domain=domain))
+        onnx.save(model, path)
+    assert open_bundle(folder).manifest.target == target
