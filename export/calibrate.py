@@ -35,7 +35,7 @@ PROMPTS = (
 )
 """Drawn for calibration where nothing else is asked for: subjects, styles and compositions that differ."""
 STEPS, FEW = 10, 4
-KEPT = {"unet": 48, "vae_encoder": 4, "vae_decoder": 6}
+KEPT = {"unet": 48, "vae_encoder": 4, "vae_decoder": 12}
 """Recorded calls that are used of each component, evenly spread over steps, prompts and guidance branches."""
 CLIP_DEVIATION = np.float32(0.54)
 """Of what CLIP was trained on, where pixels go from -1 to 1; its mean is about 0."""
