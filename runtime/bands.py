@@ -101,7 +101,7 @@ def run(pieces: Mapping[str, tuple[Graph, Bands]], call: Call, feeds: Mapping[st
             del band
             for name, rows in made.items():
                 own = slice((start - top) * bands.rows[name], (stop - top) * bands.rows[name])
-                rows.bands.append(found[name][:, :, own])
+                rows.bands.append(found[name][:, :, own].copy())  # as it is, it would keep all that its session computed in
                 if f"{name}.sums" in found:
                     parts = (found[f"{name}.sums"][..., own], found[f"{name}.squares"][..., own])
                     sums.setdefault(name, _Sums()).add(*parts, found[name].shape[3])

@@ -50,10 +50,9 @@ BANDED = 1300
 """Likewise in bands, whose two or three tensors between pieces are all that grows with the picture."""
 
 
-BAND = 64 << 20
-"""Bytes of what goes into a piece of an autoencoder and comes out of it, for one band of rows; where memory matters less than time."""
-LEAN_BAND = 24 << 20
-"""Likewise, where it does. The bands' own neighbours are computed twice: a twenty-fifth of the work, instead of a sixtieth."""
+BAND = 24 << 20
+"""Bytes of what goes into a piece of an autoencoder and comes out of it, for one band of rows. Neighbouring rows, which are computed
+twice, are then a twenty-fifth of the work; larger bands were no faster."""
 TILE = 40
 """Side of a tile that pictures are decoded and encoded in where memory is scarce, at most, in latent pixels, by graphs that are not
 cut for bands. Each tile is normalized by its own statistics, so that tones differ a little from those of a picture decoded whole."""
@@ -156,7 +155,7 @@ class Components:
                 raise Cancelled("the run was cancelled")
             return self._session(f"{name}/{part}", given, variant).run(given)
 
-        return bands.run(self.bundle.manifest.components[name].pieces, piece, feeds, BAND if self.plan == "resident" else LEAN_BAND)
+        return bands.run(self.bundle.manifest.components[name].pieces, piece, feeds, BAND)
 
     def in_bands(self, name: str) -> bool:
         """Whether component `name` works on bands of rows, one piece of its graph after the other. On the CPU these cost no time;
@@ -188,8 +187,7 @@ class Components:
         weights: Mapping[str, NDArray[Any]] = variant.weights(onnx_file.read(graph).initializers) if variant else {}
         options = replace(self._options, dimensions=dimensions, weights=weights, wide=name.partition("/")[0] in self._wide)
         if isinstance(described, Graph) and described.bands is not UNSET:
-            # One piece's weights are small beside its tensors, and what it gives outlives it: an arena would be kept for its sake.
-            options = replace(options, arena=False, cache=None)
+            options = replace(options, cache=None)  # one piece's weights are small beside its tensors
         elif self.plan == "streamed" or (self.plan == "sequential" and name in TILED) or self._is_brief(name):
             # Convolutions gain little from more. Other providers copy weights anyway, and need what folding gives.
             options = replace(options, prepack=False, fold=self.provider.name != "cpu", cache=None)
