@@ -30,7 +30,7 @@ bench: .venv/demo.done  ## what this machine does with the demo model; more: dif
 bench-smoke: .venv/demo.done  ## a few ratios of the demo model against the committed ones
 	$(BIN)/python -m diffusette.benchmarks.smoke
 
-bench-full: .venv/dev.done  ## the table of full size: hours and 40 GB the first time; stop and start it as you like
+bench-full: .venv/dev.done  ## the table of full size: hours and 20 GB the first time; stop and start it as you like
 	$(BIN)/python -m tests.full_size build/full-size/source
 	$(BIN)/python -m diffusette.benchmarks.full build/full-size
 	$(BIN)/python -m diffusette.benchmarks.tables README.md benchmarks/README.md

@@ -27,7 +27,7 @@ from . import duel, environments, full_parts, report
 from .conditions import describe, judge
 from .full_parts import STEPS, Entry, Part, Place
 from .metrics import Likeness, likeness, read
-from .results import Likened, Report
+from .results import Likened, Report, Row
 from .tables import RESULTS
 from .worker import Job
 
@@ -133,12 +133,13 @@ def merged(parts: Mapping[str, Part], large: Place, small: Sequence[Place], *, c
     """One report of all parts."""
     machine, exact = describe(), parts.get(RIVALS[0].name, Part(key="", date="", seconds=0.0, probes=(), others=None))
     packages = {name: version for part in parts.values() for name, version in part.packages.items()}
-    others = max((part.others or 0.0 for part in parts.values()), default=None)
+    timed = [part for part in parts.values() if part.rows or part.comparisons]
+    others = max((part.others or 0.0 for part in timed), default=None)
     return Report(
         made_by=tool(),
-        date=min((part.date for part in parts.values()), default=""),
+        date=min((part.date for part in timed), default=""),
         machine=msgspec.structs.replace(machine, packages={**machine.packages, **packages}),
-        noise=judge([probe for part in parts.values() for probe in part.probes], others),
+        noise=judge([probe for part in timed for probe in part.probes], others),
         prompt=PROMPT,
         seed=0,
         warmup=0,
@@ -150,11 +151,31 @@ def merged(parts: Mapping[str, Part], large: Place, small: Sequence[Place], *, c
                 likened=likened([large], entry) if part.steps == STEPS == exact.steps else None,
                 likened_demo=likened(small, entry) if f"demo {entry.name}" in parts else None,
             )
-            for entry in (*OURS, *RIVALS)
             if (part := parts.get(entry.name)) is not None
+            else missing(entry, large.terms)
+            for entry in (*OURS, *RIVALS)
         ),
         comparisons=tuple(comparison for part in parts.values() for comparison in part.comparisons),
         complete=complete,
+    )
+
+
+def missing(entry: Entry, terms: Job) -> Row:
+    """The row of an entry that was not measured yet."""
+    return Row(
+        engine=entry.engine,
+        model_name="",
+        folder="",
+        precision="" if entry.provider else entry.variant,
+        provider=entry.provider or entry.engine,
+        memory="resident",
+        threads=terms.threads,
+        width=terms.width,
+        height=terms.height,
+        steps=terms.steps,
+        count=terms.count,
+        speed=entry.variant if entry.provider else "exact",
+        error="make bench-full goes on with it",
     )
 
 

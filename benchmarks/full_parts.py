@@ -133,13 +133,13 @@ class Place:
 
 
 def picture(place: Place, entry: Entry, longest: float, tick: Tick) -> Part:
-    """A whole picture of `entry`, in as many steps as fit into `longest` seconds."""
+    """A whole picture of `entry`, in as many steps as fit into `longest` seconds where all steps are alike."""
     contender = place.contender(entry, tick, draw=True)
     with _Timed(place, contender) as timed:
         tick("opening, and one step")
         contender.draw(1)
         timed.watch.probe()
-        steps = affordable(contender.drawn[-1], longest) if contender.drawn else STEPS
+        steps = affordable(contender.drawn[-1], longest) if contender.drawn and contender.job.speed == "exact" else STEPS
         tick(f"a picture of {steps} steps")
         contender.draw(steps)
     found = row(contender, warmup=0)
@@ -212,11 +212,12 @@ class _Timed:
 
 
 def affordable(drawn: Drawn, longest: float) -> int:
-    """How many steps fit into `longest` seconds, by a picture of one step; at least 4, so that there is something to compute with."""
-    step = sum(end - start for name, start, end in drawn.calls if name == "unet")
-    if not math.isfinite(longest) or step == 0.0:
+    """How many steps fit into `longest` seconds, by a first picture of one step; at least 4, so that there is something to compute with."""
+    calls = [end - start for name, start, end in drawn.calls if name == "unet"]
+    if not math.isfinite(longest) or not calls:
         return STEPS
-    return max(4, min(STEPS, int((longest - drawn.latency) / step)))
+    step = len(calls) * min(calls)  # the first may have opened the graph
+    return max(4, min(STEPS, int((longest - (drawn.latency - sum(calls))) / step)))
 
 
 def whole(one: Row, steps: int) -> Row:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from .metrics import EQUAL
 from .results import Report, Row
 
 WIDTH = 920
@@ -120,17 +121,21 @@ def _pareto(rows: Sequence[Row], names: Sequence[str]) -> _Panel | None:
     parts = [_text(10, 16, f"Time against fidelity ({what}); up and left is better", weight="bold")]
     parts += [f'<path d="M{left} {top}V{bottom}H{WIDTH - _LEFT}" stroke="#999" fill="none"/>']
     for value in dict.fromkeys((low, high)):
-        parts.append(_text(left - 6, up(value) + 4, f"{value:.4g}", anchor="end", size=11))
+        parts.append(_text(left - 6, up(value) + 4, f"{'≥ ' if value == ALIKE else ''}{value:.4g}", anchor="end", size=11))
     best = front(points)
     parts.append(_path([(across(point.seconds), up(min(point.fidelity, ALIKE))) for point in best], "#bbb"))
     for number, (point, height) in enumerate(zip(points, heights, strict=True)):
         colour, x, y = _COLOURS[number % len(_COLOURS)], across(point.seconds), up(height)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}" fill-opacity="{1 if point in best else 0.4}"/>')
         parts += [_box(WIDTH - _LEFT + 16, top + 18 * number, 10, 10, colour)]
-        parts += [_text(WIDTH - _LEFT + 30, top + 9 + 18 * number, f"{point.name}: {point.fidelity:.4g}", size=11)]
+        parts += [_text(WIDTH - _LEFT + 30, top + 9 + 18 * number, f"{point.name}: {_told(point.fidelity)}", size=11)]
     parts.append(_text(left, bottom + 16, "0 s", size=11))
     parts += [_text(WIDTH - _LEFT, bottom + 16, f"{1.05 * slowest:.3g} s a request", anchor="end", size=11)]
     return _Panel(max(bottom, top + 18 * len(points)) + 50, parts)
+
+
+def _told(fidelity: float) -> str:
+    return "equal" if fidelity == EQUAL else f"{fidelity:.4g}"
 
 
 def points_of(rows: Sequence[Row], names: Sequence[str]) -> tuple[list[Point], str]:

@@ -125,7 +125,11 @@ def _split(rows: Sequence[Mapping[str, Scalar]]) -> tuple[list[str], list[Column
 
 def remarks(report: Report) -> list[str]:
     """What is to be said beside the numbers, a line each: errors, comparisons, fidelity, noise, whether it is all."""
-    lines = [f"not measured: {_name(row)}: {row.error}" for row in report.rows if row.error]
+    failed: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.error:
+            failed.setdefault(row.error, []).append(_name(row))
+    lines = [f"not measured: {', '.join(names)}: {error}" for error, names in failed.items()]
     lines += _comparisons(report)
     seen: list[Fidelity] = []
     for row in report.rows:
@@ -173,7 +177,8 @@ def _ratio(found: Ratio) -> str:
 def _name(row: Row) -> str:
     if row.engine != "diffusette":
         return f"{row.engine} {row.precision}"
-    return f"{row.folder} on {row.provider}, {row.memory}"
+    speed = "" if row.speed == "exact" else f", {row.speed}"
+    return f"{row.folder or row.engine} on {row.provider}, {row.memory}{speed}"
 
 
 def _judged(report: Report) -> list[str]:

@@ -19,7 +19,7 @@ from .results import Report
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
-FIGURES = {"memory.svg": ("engines.json", ("memory",))}
+FIGURES = {"speed.svg": ("full.json", ("pareto", "latency")), "memory.svg": ("engines.json", ("memory",))}
 """Plot → the results that it is drawn from, and its kinds."""
 _TABLE = re.compile(r"(<!-- table: (\S+\.json)(?: ([^>]*?))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from diffusette.benchmarks import smoke, tables
+from diffusette.benchmarks import full, smoke, tables
 from diffusette.benchmarks.results import Report
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ def test_every_committed_plot_is_drawn_from_the_committed_results(name: str) -> 
 def test_committed_results_are_complete_and_say_on_what_they_were_measured() -> None:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         found = msgspec.json.decode(path.read_bytes(), type=Report)
-        assert found.complete, path
+        assert found.complete or path.name == full.FILE, path  # hours, in parts: its table says what is missing
         assert found.machine.processor, path
         assert "/work" not in path.read_text(), path
 
