@@ -41,7 +41,7 @@ class Provider:
     """Whether a single node left to the CPU is an error. The others leave shape arithmetic to the CPU on purpose: there
     only a node that does real work on the CPU is one."""
     fixed_shapes: bool = False
-    """Every free dimension has to be given when the session is opened."""
+    """Free dimensions are to be given when the session is opened: every one, unless it is a `compiler`."""
     memory_pattern: bool = True
     """Plan memory ahead for shapes that were seen before."""
     one_run_at_a_time: bool = False

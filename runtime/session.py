@@ -117,7 +117,7 @@ def open_session(graph: Path, provider: Provider, options: SessionOptions | None
     """
     options = options or SessionOptions()
     ort = onnxruntime()
-    if provider.fixed_shapes:
+    if provider.fixed_shapes and not provider.compiler:  # which is quicker with fixed shapes, and can do without
         _need_fixed_shapes(graph, provider, options.dimensions)
     if options.cache is None or options.weights or options.wide or not provider.graph_cache:
         return _open(ort, graph, provider, options)
