@@ -143,3 +143,18 @@ def test_a_graph_without_normalizations_stays_whole_and_that_is_said(tmp_path: P
 def test_manifests_of_graphs_that_are_no_pieces_say_nothing_of_bands(sd1_bundle: Path) -> None:
     graph = manifests.read(sd1_bundle).components["unet"].graphs["full"]
     assert b"bands" not in msgspec.json.encode(graph)
+
+
+def test_an_8_bit_decoder_is_cut_as_well(tmp_path: Path) -> None:
+    demo = Path(__file__).parents[1] / "models" / "demo" / "bundle"
+    whole = manifests.read(demo).components["vae_decoder"]
+    assert whole.precision == "int8"
+    assert whole.parity_db is not None
+    shutil.copytree(demo / "vae_decoder", tmp_path / "vae_decoder")
+    component, note = bands.add(tmp_path / "vae_decoder", whole)
+    assert not note
+    latents = np.random.default_rng(0).standard_normal((1, 4, 16, 16), np.float32)
+    expected = open_graph(tmp_path / "vae_decoder" / "model.onnx").run({"latent_sample": latents})["sample"]
+    found, _ = in_bands(tmp_path / "vae_decoder", component, latents, 1 << 16)
+    error = np.sqrt(np.mean((found - expected) ** 2)) / np.sqrt(np.mean(expected**2))
+    assert error < 10 ** (-(whole.parity_db + bands.ABOVE) / 20)
