@@ -62,17 +62,15 @@ def places(folder: Path, home: Path) -> tuple[Place, tuple[Place, ...]]:
     """Full size, and each picture of the demo model; the noise that they start from is written."""
     source, demo = folder / "source", DEMO.parent / "source"
     bundles = {provider: folder / name for provider, name in TARGETS.items()}
-    large = Job(str(bundles["cpu"]), PROMPT, width=512, height=512, guidance=7.5, **_TERMS)
+    common = Job("", PROMPT, threads=2, steps=STEPS, sampler="ddim")
+    large = msgspec.structs.replace(common, folder=str(bundles["cpu"]), width=512, height=512, guidance=7.5)
     found = [Place(source, bundles, folder / "pictures", home, duel.terms(large, source, _made(folder / "noise")))]
     bundles = {"cpu": DEMO, "openvino": folder / "demo-openvino"}
     for seed, prompt in enumerate(DEMO_PROMPTS):
-        small = Job(str(DEMO), prompt, seed=seed, **_TERMS)
+        small = msgspec.structs.replace(common, folder=str(DEMO), prompt=prompt, seed=seed)
         terms = duel.terms(small, demo, _made(folder / "noise" / f"demo-{seed}"))
         found.append(Place(demo, bundles, folder / "pictures" / f"demo-{seed}", home, terms))
     return found[0], tuple(found[1:])
-
-
-_TERMS = {"threads": 2, "steps": STEPS, "sampler": "ddim"}
 
 
 def _made(folder: Path) -> Path:

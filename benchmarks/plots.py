@@ -33,6 +33,7 @@ def svg(report: Report, kinds: Sequence[str] = KINDS) -> str:
     """The plots of `kinds` that `report` has numbers for, one below the other."""
     rows = [row for row in report.rows if row.latency is not None and not row.error]
     names = _names(rows)
+    drawers: dict[str, Callable[[Sequence[Row], Sequence[str]], _Panel | None]]
     drawers = dict(zip(KINDS, (_latency, _memory, _pareto), strict=True))
     panels = [panel for kind in kinds if (panel := drawers[kind](rows, names)) is not None]
     height = sum(panel.height for panel in panels) + 40
