@@ -60,6 +60,9 @@ def _streamed(component: Component, name: str, layer: Any) -> list[Any]:
         for key in names:
             setattr(layer, key, placeholders[key])
 
+    if next(layer.children(), None) is not None:  # what stands beside other layers is used without a call: CLIP's class embedding
+        read()
+        return []
     return [layer.register_forward_pre_hook(read), layer.register_forward_hook(drop)]
 
 

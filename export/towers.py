@@ -98,7 +98,8 @@ class VisionTower(nn.Module):
         model = self.vision_model
         patches = model.embeddings.patch_embedding(clip_input).flatten(2).transpose(1, 2)
         first = model.embeddings.class_embedding.expand(patches.shape[0], 1, -1)
-        x = model.pre_layrnorm(torch.cat([first, patches], dim=1) + model.embeddings.position_embedding.weight)
+        tokens = torch.cat([first, patches], dim=1)
+        x = model.pre_layrnorm(tokens + model.embeddings.position_embedding(torch.arange(tokens.shape[1])))
         for layer in model.encoder.layers:
             x = layer(x, None, is_causal=False)
         return self.visual_projection(model.post_layernorm(x[:, 0]))

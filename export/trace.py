@@ -79,12 +79,16 @@ def _translated(exported: torch.export.ExportedProgram, component: Component) ->
     The exporter would trace all of it again to take operators apart, in half of the whole time; but nearly all of them have an
     ONNX form as they are. Where one has none, it may take them apart.
     """
-    known = cast("Any", torch).onnx
     if _plain(exported):
-        whole, exported.run_decompositions = exported.run_decompositions, lambda *_: exported
-        with suppress(known.errors.OnnxExporterError):
+        program: Any = exported
+
+        def as_it_is(_table: object = None) -> torch.export.ExportedProgram:
+            return exported
+
+        whole, program.run_decompositions = program.run_decompositions, as_it_is
+        with suppress(cast("Any", torch).onnx.errors.OnnxExporterError):
             return _to_onnx(exported, component)
-        exported.run_decompositions = whole
+        program.run_decompositions = whole
     return _to_onnx(exported, component)
 
 
@@ -122,7 +126,7 @@ def _plain(exported: torch.export.ExportedProgram) -> bool:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
         elif node.target is aten.to.dtype:
-            node.target, node.args, node.kwargs = cast("Any", aten._to_copy.default), (first,), {"dtype": node.args[1]}  # noqa: SLF001  # an operator's name
+            node.target, node.args, node.kwargs = aten._to_copy.default, (first,), {"dtype": node.args[1]}  # noqa: SLF001  # an operator's name
     return True
 
 
@@ -145,7 +149,7 @@ def _simplify(model: ir.Model) -> None:
         model.graph.inputs.append(value)
     optimizer.inline(model)
     for _ in range(2):
-        optimizer.fold_constants(model)
+        cast("Any", optimizer).fold_constants(model)
         _RULES(model)
         common.RemoveUnusedNodesPass()(model)
     for one in _AFTER:

@@ -57,10 +57,10 @@ def sharing(model: ir.Model, folder: Path) -> ir.Model:
     """`model` with its weights where `save` put those of the same name, type and shape into `folder`, to be saved beside them."""
     saved: ir.Model = cast("Any", ir).load(folder / GRAPH)
     for name, value in model.graph.initializers.items():
-        there = saved.graph.initializers.get(name)
-        same = there is not None and there.const_value is not None and value.const_value is not None
-        if same and (there.const_value.dtype, dims(there.const_value)) == (value.const_value.dtype, dims(value.const_value)):
-            value.const_value = there.const_value
+        there, here = saved.graph.initializers.get(name), value.const_value
+        kept = None if there is None else there.const_value
+        if kept is not None and here is not None and (kept.dtype, dims(kept)) == (here.dtype, dims(here)):
+            value.const_value = kept
     return model
 
 

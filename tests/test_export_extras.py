@@ -12,7 +12,7 @@ from diffusers import AutoencoderTiny
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
 
-from diffusette.export import calibrate, components, graph, origin, parity, source, tiny, trace, write
+from diffusette.export import calibrate, components, graph, origin, parity, reference, source, tiny, trace, write
 from diffusette.export.targets import TARGETS
 from diffusette.models.errors import BundleError, RequestError
 from tests import tiny_models
@@ -154,3 +154,13 @@ def test_what_is_no_tiny_autoencoder_is_refused(folder, tmp_path):
     save_file({"1.weight": torch.zeros(4, 4, 3, 3), "3.conv.0.weight": torch.zeros(4, 4, 3, 3)}, tmp_path / "cut.safetensors")
     with pytest.raises(BundleError, match="layers of no known tiny autoencoder"):
         tiny.add(opened, tmp_path / "cut.safetensors")
+
+
+def test_a_safety_checker_read_layer_by_layer_gives_what_it_gives_as_a_whole(folder):
+    found = []
+    for loading in (reference.loaded, reference.by_layer):
+        component = components.build(source.open_folder(folder), "safety_checker")
+        feeds = reference.cases(component)[1]
+        with loading(component):
+            found.append(reference.run(component, feeds)["image_embeds"])
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
