@@ -89,10 +89,11 @@ def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> tuple[manif
     for name in [name for name in bands.HALVES if name in components and bands.pays(bundle / name, made.target)]:
         components[name], note = bands.add(bundle / name, components[name])
         notes.append(note)
-    made = msgspec.structs.replace(made, components=components)
-    for name in made.components:
+    for name, component in components.items():
+        components[name] = msgspec.structs.replace(component, judged_as_functions=fused.names(bundle / component.graph))
         for graph in (bundle / name).glob("*.onnx"):
             fused.release(graph)
+    made = msgspec.structs.replace(made, components=components)
     return _sealed(made, bundle), [note for note in notes if note]
 
 

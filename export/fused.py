@@ -46,15 +46,21 @@ def kernel(node: ir.Node | onnx.NodeProto) -> str:
     return node.op_type.partition(".")[0]
 
 
-def release(graph: Path) -> int:
-    """Makes each call of a fused function in the file `graph` a node of ONNX Runtime's own operator; gives how many there were.
+def names(graph: Path) -> tuple[str, ...]:
+    """The operators that the file `graph` calls as functions of ours."""
+    model = onnx.ModelProto.FromString(graph.read_bytes())
+    return tuple(sorted({kernel(node) for node in model.graph.node if node.domain == DOMAIN}))
+
+
+def release(graph: Path) -> None:
+    """Makes each call of a fused function in the file `graph` a node of ONNX Runtime's own operator.
 
     Weights beside the graph stay as they are.
     """
     model = onnx.ModelProto.FromString(graph.read_bytes())
     calls = [node for node in model.graph.node if node.domain == DOMAIN]
     if not calls:
-        return 0
+        return
     for node in calls:
         node.domain, node.op_type = MICROSOFT, kernel(node)
         if node.op_type == "SkipLayerNormalization" and len(node.output) == 2:  # mean and deviation stand between, for training
@@ -70,7 +76,6 @@ def release(graph: Path) -> int:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(graph)
-    return len(calls)
 
 
 def _node(kind: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..models.manifest import Manifest
-from . import write
+from . import fused, write
 from .lower import Lowered
 from .quantize import Row
 from .recipe import Kind
@@ -42,6 +42,9 @@ def _component(name: str, bundle: Path, floats: Path, made: Manifest, lowered: L
         "bytes": sum((folder / file).stat().st_size for file in (write.GRAPH, write.DATA) if (folder / file).is_file()),
         "parity_db": component.parity_db,
     }
+    functions = fused.names(folder / write.GRAPH)
+    if functions:
+        facts["judged_as_functions"] = functions
     if lowered is not None and lowered.note:
         facts["note"] = lowered.note
     if lowered is not None and lowered.rows:

@@ -78,6 +78,8 @@ class Component(_Struct, frozen=True):
     outputs: dict[str, Tensor]
     parity_db: float | None = None
     """The worst signal-to-noise ratio in dB against torch float32, as measured at export."""
+    judged_as_functions: tuple[str, ...] = ()
+    """Operators that only GPUs have: `parity_db` was measured on the CPU with what they compute in standard operators in their place."""
     graphs: dict[str, Graph] = {}
     """Graphs that do less work, by name: `export/reuse.py` makes a U-Net's `full` and `shallow`, `export/bands.py` the pieces of an
     autoencoder's half."""

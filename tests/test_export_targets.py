@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,9 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from diffusette.export import calibrate, components, fused, graph, merge, parity, reference, source, trace, write
+from diffusette.export.export import Options, export_folder
 from diffusette.export.half import to_half
 from diffusette.export.lower import to_fp16, to_integers
 from diffusette.export.targets import FORMS, TARGETS
+from diffusette.models import manifest, onnx_file, weights
 from diffusette.models.errors import RequestError
 from diffusette.models.manifest import Component
 from tests import tiny_models
@@ -186,6 +190,27 @@ def test_a_component_that_half_precision_spoils_stays_float_and_that_is_said(tmp
     assert found.component == made
     assert "it stays float32" in found.note
     assert not (tmp_path / "made").exists()
+
+
+def test_an_export_to_half_precision_keeps_what_it_would_spoil_in_float_and_says_what_stood_for_gpu_operators(tmp_path):
+    folder = tiny_models.save(tmp_path / "model", "sd1")
+    file = next((folder / "text_encoder").glob("*.safetensors"))
+    with weights.open_weights(file) as opened:
+        changed = {name: opened.read(name) for name in opened}
+    embedding = next(array for name, array in changed.items() if name.endswith("token_embedding.weight"))
+    embedding += 60 * embedding.std()  # half precision has few bits beside it; the norms after it take it away again
+    weights.save_weights(file, changed)
+    made = export_folder(folder, tmp_path / "bundle", Options("cuda", "fp16", prompts=("a red apple",)))
+    said = {name: component.precision for name, component in manifest.read(tmp_path / "bundle").components.items()}
+    assert said == {"text_encoder": "fp32", "unet": "fp16", "vae_encoder": "fp16", "vae_decoder": "fp16"}
+    assert any("text_encoder: half precision gives" in one and "it stays float32" in one for one in made.warnings)
+    report = json.loads((tmp_path / "bundle/report.json").read_text())["components"]
+    assert "it stays float32" in report["text_encoder"]["note"]
+    for name, component in made.manifest.components.items():
+        stored = onnx_file.read(tmp_path / "bundle" / component.graph)
+        gpu = {operator for _, operator in stored.operators} & fused.KERNELS
+        assert set(component.judged_as_functions) == gpu == set(report[name].get("judged_as_functions", ()))
+    assert "GroupNorm" in made.manifest.components["unet"].judged_as_functions
 
 
 def test_the_sines_of_a_timestep_and_what_leads_to_them_stay_float(tmp_path):
