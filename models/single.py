@@ -70,7 +70,9 @@ class _Rewriter(Walker):
     def graph(self, halves: frozenset[str], start: int, end: int) -> bytes:
         """Shapes and dtypes of what lies between are left out: they are inferred again."""
         changes: dict[int, _Change] = {number: partial(self.value, number) for number in (11, 12)}
-        return self.changed(start, end, changes | {1: partial(self.node, halves, 1), 13: lambda _start, _end: b""})
+        changes[1] = partial(self.node, halves, 1)
+        changes[13] = lambda _start, _end: b""
+        return self.changed(start, end, changes)
 
     def value(self, number: int, start: int, end: int) -> bytes:
         def kind(value: int, _end: int) -> bytes:

@@ -56,8 +56,9 @@ def _sizes(request: Request, one: Pass, family: Family) -> text.Sizes | None:
     if family.architecture != "sdxl":
         return None
     width, height = request.original_size or (one.width, one.height)
+    left, top = request.crop
     aesthetic = (6.0, 2.5) if family.task == "refine" else None
-    return text.Sizes(original=(height, width), target=(one.height, one.width), crop=request.crop[::-1], aesthetic=aesthetic)
+    return text.Sizes(original=(height, width), target=(one.height, one.width), crop=(top, left), aesthetic=aesthetic)
 
 
 def denoiser(job: Job, one: Pass, manifest: Manifest, unet: Handle, encoded: text.Encoded, seen: Feeds) -> Denoise:

@@ -87,12 +87,12 @@ def caller(session: Unet, noise: Noise) -> Call:
         scaled: NDArray[np.generic] = combine((model_scale(noise.prediction, sigma), x))
         if EXTRA_CHANNELS in feeds:
             scaled = np.concatenate([scaled, np.broadcast_to(feeds[EXTRA_CHANNELS], (len(x), *feeds[EXTRA_CHANNELS].shape[1:]))], axis=1)
-        made = {"sample": scaled, "timestep": _timesteps(timestep(sigma), times, len(x))}
+        made: dict[str, NDArray[np.generic]] = {"sample": scaled, "timestep": _timesteps(timestep(sigma), times, len(x))}
         told = {name: np.broadcast_to(value, (len(x), *value.shape[1:])) for name, value in feeds.items() if name != EXTRA_CHANNELS}
-        ready = made | told | more
+        ready = {**made, **told, **more}
         if ready.keys() != expected.keys():
             raise BundleError(f"U-Net: the graph takes {_listed(expected)}, but the prompt gives {_listed(ready)}: export the model again")
-        outputs = session.run(ready | {name: _whole(value, expected[name]).astype(expected[name]) for name, value in made.items()})
+        outputs = session.run({**ready, **{name: _whole(value, expected[name]).astype(expected[name]) for name, value in made.items()}})
         if "out_sample" not in outputs:
             raise BundleError(f"U-Net: the graph gives {_listed(outputs)}, but out_sample was expected: export the model again")
         return {name: np.asarray(value, dtype=np.float32) for name, value in outputs.items()}

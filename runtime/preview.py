@@ -27,7 +27,7 @@ def fit(decode: Callable[[Array], Array], channels: int) -> Factors:
     grain = picture.shape[1] // side
     colours = picture.reshape(3, side, grain, side, grain).mean((2, 4), dtype=np.float64)
     rows = np.column_stack([z.reshape(channels, -1).T, np.ones(side * side)])
-    return np.linalg.lstsq(rows, colours.reshape(3, -1).T, rcond=None)[0].astype(np.float64)
+    return np.asarray(np.linalg.lstsq(rows, colours.reshape(3, -1).T, rcond=None)[0], np.float64)
 
 
 def linear(latents: Array, factors: Factors) -> Image.Image:
