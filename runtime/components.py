@@ -92,6 +92,7 @@ class Components:
         self._notes: dict[str, None] = {}
         self._cancelled = False
         self._wide: set[str] = set()
+        self._scarce = False  # memory has run out once
 
     def __contains__(self, name: str) -> bool:
         return name in self.bundle.manifest.components
@@ -129,6 +130,7 @@ class Components:
                 continue
             except ResourceError as error:
                 _forget(error)
+                self._scarce = True
                 self._close()  # what failed keeps what it had taken until then
                 if not self.adaptive or self.plan == "streamed" or self._can_be_cut(name, feeds):
                     raise
@@ -195,7 +197,7 @@ class Components:
             options = replace(options, prepack=False, fold=self.provider.name != "cpu", cache=None)
         elif options.cache is not None and not graph_cache.pays(graph):
             options = replace(options, cache=None)
-        options = replace(options, shrink=name in TILED and graph_cache.pays(graph))
+        options = replace(options, shrink=name in TILED and (self._scarce or graph_cache.pays(graph)))
         session = open_session(graph, self.provider, options)
         if session.note:
             self._notes[session.note] = None
