@@ -10,7 +10,7 @@ import msgspec
 
 from ..models.bundle import DEMO, open_bundle
 from ..runtime import advice, machine
-from ..runtime.components import PLANS
+from ..runtime.plans import PLANS
 from ..runtime.providers import TABLE, why_missing
 from ..runtime.speed import SPEEDS
 from . import protocol

@@ -1,14 +1,7 @@
 """The open sessions of a bundle, under a memory plan.
 
-| plan | what is in memory | cost |
-|---|---|---|
-| resident | every component that was used | memory |
-| sequential | one component at a time | each is opened again for each request |
-| streamed | the same, weights mapped from disk as they are | U-Net calls take half as long again |
-
 Autoencoders that were cut for it (`bands.py`) work on bands of rows under every plan; others in tiles under `streamed`, or where
-memory runs out. `auto` takes the first plan that fits into what the machine has free, and goes on with the next one where it does not
-fit after all.
+memory runs out. Where a plan does not fit after all, `auto` goes on with the next one (`plans.py`).
 """
 
 from __future__ import annotations
@@ -17,9 +10,9 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import UNSET
@@ -27,29 +20,16 @@ from numpy.typing import NDArray
 
 from ..models import onnx_file, single
 from ..models.bundle import Bundle
-from ..models.errors import BundleError, RequestError, ResourceError
+from ..models.errors import BundleError, ResourceError
 from ..models.manifest import Component, Graph, Tensor
-from . import bands, graph_cache, machine
+from . import bands, graph_cache
 from .failures import Cancelled
+from .plans import PLANS, Plan
 from .providers import Provider
 from .session import Session, SessionOptions, open_session
 
-Plan = Literal["resident", "sequential", "streamed"]
-PLANS: tuple[Plan, ...] = get_args(Plan)
-
 SHAPES = 2
 """Sessions of one component that are kept where a provider wants one for each picture size."""
-OPENING = 1.5
-"""Memory that opening a component takes at its peak, as a multiple of its files' bytes; measured: 1.3 for the 8-bit U-Net of
-SD 1.5's size, 1.4 for the one in float32."""
-OPEN = 1.4
-"""Memory that an open component keeps once it has run, likewise; measured: 1.4, a third of which is what it computes with."""
-DECODING = 5400
-"""Memory that decoding whole takes, in bytes a pixel: measured 1.4 GB for 512 × 512."""
-BANDED = 2000
-"""Likewise in bands: measured 0.54 GB, half of which is tensors between pieces, which grow with the picture."""
-
-
 BAND = 24 << 20
 """Bytes of what goes into a piece of an autoencoder and comes out of it, for one band of rows. Neighbouring rows, which are computed
 twice, are then a twenty-fifth of the work; larger bands were no faster."""
@@ -305,36 +285,3 @@ def _forget(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__
-
-
-def choose_plan(name: str, bundle: Bundle) -> tuple[Plan, str]:
-    """The plan of that name, or for `auto` the one that fits, and a note where that is not the fastest.
-
-    Raises:
-        RequestError: an unknown name.
-    """
-    for plan in PLANS:
-        if name == plan:
-            return plan, ""
-    if name != "auto":
-        raise RequestError(f"memory plan {name!r} is unknown: expected auto, {', '.join(PLANS)}")
-    free = machine.memory()
-    if free is None:
-        return "resident", ""
-    sizes = [_bytes_of(bundle, component) for component in bundle.manifest.components]
-    defaults, decoder = bundle.manifest.defaults, bundle.manifest.components["vae_decoder"]
-    plan = fitting(sizes, (BANDED if decoder.pieces else DECODING) * defaults.width * defaults.height, free[0])
-    return plan, "" if plan == "resident" else f"memory: {free[0] / 2**30:.1f} GiB are free, so the plan is {plan}"
-
-
-def fitting(sizes: Sequence[int], decoding: int, free: int) -> Plan:
-    """The fastest plan that `free` bytes suffice for, with components of `sizes` bytes and pictures whose decoding takes that many."""
-    if OPEN * sum(sizes) + max((OPENING - OPEN) * max(sizes), decoding) < free:
-        return "resident"
-    return "sequential" if max(OPENING * max(sizes), decoding) < free else "streamed"
-
-
-def _bytes_of(bundle: Bundle, component: str) -> int:
-    """Bytes of the files of a component."""
-    folder = bundle.path(bundle.manifest.components[component].graph).parent
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

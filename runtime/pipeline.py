@@ -22,12 +22,13 @@ from ..models.manifest import Manifest
 from . import adapters, conditioning, graph_cache, hires, inpaint, machine, pictures, preview, recording, refine, samplers, speed, text, vae
 from .adapters import Adapted
 from .advice import followed
-from .components import PLANS, TILE, Components, choose_plan
+from .components import TILE, Components
 from .denoise import Array, Denoise, combine
 from .drawing import Drawing, Run
 from .failures import scarce
 from .inpaint import Scene
 from .job import TINY_DECODER, Job, settle
+from .plans import PLANS, choose_plan
 from .providers import resolve
 from .request import Fields, Request
 from .result import Picture, Result, Step

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from diffusette.models.bundle import open_bundle
-from diffusette.runtime import components, graph_cache, pipeline, vae
-from diffusette.runtime.components import PLANS, TILE, Components, fitting
+from diffusette.runtime import components, graph_cache, pipeline, plans, vae
+from diffusette.runtime.components import TILE, Components
 from diffusette.runtime.pipeline import Pipeline
+from diffusette.runtime.plans import DECODING, PLANS, fitting
 from diffusette.runtime.providers import TABLE, Provider
 from diffusette.runtime.request import Fields
 from diffusette.runtime.session import SessionOptions
@@ -139,7 +140,7 @@ class Counting(Components):
             self.most = max(self.most, *(sum(key[0] == name for key in self._open) for name in self.bundle.manifest.components))
 
 
-def counted(bundle: Path, provider: Provider, plan: components.Plan = "resident") -> Pipeline:
+def counted(bundle: Path, provider: Provider, plan: plans.Plan = "resident") -> Pipeline:
     opened = open_bundle(bundle)
     return Pipeline(opened, Counting(opened, provider, plan, SessionOptions()))
 
@@ -177,7 +178,7 @@ def test_memory_comes_back_when_a_pipeline_closes_twenty_times() -> None:
 
 def test_auto_takes_the_fastest_plan_that_fits() -> None:
     sizes, pixels = [120 << 20, 900 << 20, 100 << 20, 70 << 20], 512 * 512
-    whole, banded = components.DECODING * pixels, components.BANDED * pixels
+    whole, banded = DECODING * pixels, plans.BANDED * pixels
     assert [fitting(sizes, whole, gigabytes << 30) for gigabytes in (16, 4, 2, 1)] == ["resident", "resident", "sequential", "streamed"]
     assert [fitting(sizes, banded, megabytes << 20) for megabytes in (3000, 2048, 1500, 1200)] == [
         "resident",
@@ -185,7 +186,7 @@ def test_auto_takes_the_fastest_plan_that_fits() -> None:
         "sequential",
         "streamed",
     ]
-    assert fitting([10 << 20] * 3, components.DECODING * 128 * 128, 1 << 30) == "resident"
+    assert fitting([10 << 20] * 3, DECODING * 128 * 128, 1 << 30) == "resident"
     assert fitting(sizes, 16 * whole, 16 << 30) == "streamed"
 
 
@@ -256,4 +257,4 @@ def test_where_nothing_can_be_cached_pictures_come_and_that_is_said_unless_no_ca
 
 def test_the_plans_go_from_fast_to_lean() -> None:
     assert PLANS == ("resident", "sequential", "streamed")
-    assert components.OPEN < components.OPENING
+    assert plans.OPEN < plans.OPENING
