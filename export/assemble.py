@@ -12,6 +12,7 @@ import msgspec
 from ..models import families, manifest, noise_config
 from ..models.manifest import Target
 from . import bands, concepts, fused, graph_folder, optimum, reuse, vocabulary, write
+from .pieces import Feeds
 from .source import LICENCES, Source
 
 
@@ -69,9 +70,11 @@ def _sealed(made: manifest.Manifest, folder: Path) -> manifest.Manifest:
     return made
 
 
-def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> tuple[manifest.Manifest, list[str]]:
+def assemble(
+    bundle: Path, floats: Path, made: manifest.Manifest, recorded: Mapping[str, Sequence[Feeds]]
+) -> tuple[manifest.Manifest, list[str]]:
     """Moves into the bundle what is not there in another precision, cuts the U-Net for less work and the autoencoder for less memory,
-    and seals it.
+    and seals it. `recorded` is what components were given when pictures were drawn, if any were.
 
     Gives the manifest, and what could not be done.
     """
@@ -87,7 +90,7 @@ def assemble(bundle: Path, floats: Path, made: manifest.Manifest) -> tuple[manif
         components["unet"], note = reuse.add(bundle / "unet", components["unet"])
         notes = [note]
     for name in [name for name in bands.HALVES if name in components and bands.pays(bundle / name, made.target)]:
-        components[name], note = bands.add(bundle / name, components[name])
+        components[name], note = bands.add(bundle / name, components[name], recorded[name][0] if name in recorded else None)
         notes.append(note)
     for name, component in components.items():
         components[name] = msgspec.structs.replace(component, judged_as_functions=fused.names(bundle / component.graph))

@@ -24,15 +24,18 @@ from ..models.manifest import Bands, Component, Graph, Norm, Target, Tensor
 from . import parity, rows, write
 from .calibrate import open_graph, run_in_bands
 from .graph import integers, producer, tidy
+from .pieces import Feeds
 
 HALVES = ("vae_encoder", "vae_decoder")
 LARGE = 16 << 20
 """Bytes of a half below which it stays whole: its pictures are small, and it is open before many pieces would be."""
 BAR = 60.0
 """dB that the pieces together have to agree with the graph that they are cut from; they are equal but for the order of sums."""
-ABOVE = 6.0
-"""dB that they have to agree better than the graph does with its model, where it rounds to 8 bit: a sum that is off by the last
-bit rounds to another number there, and what follows differs by as much as rounding costs anyway."""
+BELOW = 3.0
+"""dB that they may agree worse than the graph does with its model, where it rounds to 8 bit: a sum that is off by the last bit rounds
+to another number there, and what follows is off by as much as rounding costs anyway, once for each of the two."""
+SIDE = 16
+"""Side of the recorded latents that the two are compared on, at most, in latent pixels."""
 SCALE, SHIFT, SUMS, SQUARES = ".scale", ".shift", ".sums", ".squares"
 """What the inputs and outputs that belong to a normalized tensor have after its name."""
 
@@ -191,8 +194,9 @@ def _between(nodes: Sequence[ir.Node], numbers: Mapping[int, int], number: int) 
     return list(inputs.values()), list(outputs.values())
 
 
-def add(folder: Path, component: Component) -> tuple[Component, str]:
-    """Writes `band-00.onnx` and so on beside the graph of `component` in `folder`, if it can be cut.
+def add(folder: Path, component: Component, recorded: Feeds | None = None) -> tuple[Component, str]:
+    """Writes `band-00.onnx` and so on beside the graph of `component` in `folder`, if it can be cut. `recorded` is what it was given
+    when a picture was drawn: ranges of 8 bit hold for such alone.
 
     Gives the component that knows them, and otherwise the same one and why not. Nothing is kept that does not agree with the
     graph itself.
@@ -210,7 +214,7 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
         name = f"band-{number:02}"
         graphs[name] = _write(model, piece, normalized, folder / f"{name}.onnx")
     made = msgspec.structs.replace(component, graphs={**component.graphs, **graphs})
-    agreement, bar = _agreement(folder, made, min(rows.scales(model).values())), _bar(component)
+    agreement, bar = _agreement(folder, made, min(rows.scales(model).values()), recorded), _bar(component)
     if agreement < bar:
         for name in graphs:
             (folder / f"{name}.onnx").unlink()
@@ -219,15 +223,19 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
 
 
 def _bar(component: Component) -> float:
-    return BAR if component.parity_db is None else min(BAR, component.parity_db + ABOVE)
+    return BAR if component.parity_db is None else min(BAR, component.parity_db - BELOW)
 
 
-def _agreement(folder: Path, component: Component, lowest: Fraction) -> float:
-    """How the pieces, on bands of a few rows, agree with the graph: the worst SNR in dB."""
+def _agreement(folder: Path, component: Component, lowest: Fraction, recorded: Feeds | None) -> float:
+    """How the pieces, on bands of a few rows, agree with the graph: the worst SNR in dB, on the corner of what was recorded or on noise."""
     (name, tensor), channels = next(iter(component.inputs.items())), next(iter(component.inputs.values())).shape[1]
     assert isinstance(channels, int)
     shape = (1, channels, 4 * lowest.denominator, 6 * lowest.denominator)
-    feeds = {name: np.random.default_rng(0).standard_normal(shape).astype(tensor.dtype)}
+    if recorded is None:
+        feeds = {name: np.random.default_rng(0).standard_normal(shape).astype(tensor.dtype)}
+    else:
+        side = SIDE * lowest.denominator
+        feeds = {name: np.ascontiguousarray(recorded[name][:1, :, :side, :side])}
     expected = open_graph(folder / write.GRAPH, lean=True).run(feeds)
     found = run_in_bands(folder, component, feeds, 1 << 19)
     return min(parity.snr(value, found[output]) for output, value in expected.items())

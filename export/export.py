@@ -97,7 +97,8 @@ def export_folder(
         progress("publishing", 1.0)
         sweep(stage.folder)
         report.write_to(stage.bundle, floats, made, lowered)
-        made, notes = assemble.assemble(stage.bundle, floats, made)
+        recorded = calibrate.kept(file) if (file := stage.work / "recorded.npz").is_file() else {}
+        made, notes = assemble.assemble(stage.bundle, floats, made, recorded)
     warnings = [*assemble.warnings(opened), *notes, *(one.note for one in lowered.values() if one.note)]
     return Report(destination, made, tuple(warnings), {name: one.rows for name, one in lowered.items()})
 

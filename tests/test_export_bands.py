@@ -149,7 +149,6 @@ def test_an_8_bit_decoder_is_cut_as_well(tmp_path: Path) -> None:
     demo = Path(__file__).parents[1] / "models" / "demo" / "bundle"
     whole = manifests.read(demo).components["vae_decoder"]
     assert whole.precision == "int8"
-    assert whole.parity_db is not None
     shutil.copytree(demo / "vae_decoder", tmp_path / "vae_decoder")
     component, note = bands.add(tmp_path / "vae_decoder", whole)
     assert not note
@@ -159,4 +158,4 @@ def test_an_8_bit_decoder_is_cut_as_well(tmp_path: Path) -> None:
     expected = open_graph(tmp_path / "vae_decoder" / "model.onnx").run({"latent_sample": latents})["sample"]
     found, _ = in_bands(tmp_path / "vae_decoder", component, latents, 1 << 16)
     error = np.sqrt(np.mean((found - expected) ** 2)) / np.sqrt(np.mean(expected**2))
-    assert error < 10 ** (-(whole.parity_db + bands.ABOVE) / 20)
+    assert error < 1e-3  # 60 dB
