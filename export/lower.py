@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from ..models.manifest import Component, Precision, Target
+from ..models.manifest import Component, Precision, Target, Tensor
 from . import equalize, half, parity, quantize, ranges, recipe, sensitivity, write
 from .calibrate import Feeds, open_graph, size
 from .layers import Layer, layers
@@ -134,7 +134,7 @@ def to_integers(
     compared, rows = job.make(kinds.__getitem__)
     before: dict[str, Kind] = {row.layer: row.kind for row in rows}
     pictures = name in recipe.PSNR
-    costs = _costs(job, found, rows, [sensitivity.cut(feed) for feed in feeds] if pictures else feeds)
+    costs = _costs(job, found, rows, feeds, made.inputs, small=pictures or size(float_folder) >= sensitivity.LARGE)
     if pictures:
         bar = max(bar, _bar_of_pictures(expected, recipe.PSNR[name]))
     if compared.db < bar:
@@ -155,13 +155,15 @@ def _bar_of_pictures(expected: Sequence[Values], psnr: float) -> float:
     return psnr - 10 * math.log10(4.0 / max(power, 1e-12))  # from black to white it is 2
 
 
-def _costs(job: _Job, found: Sequence[Layer], rows: Sequence[Row], feeds: Sequence[Feeds]) -> dict[str, sensitivity.Cost]:
-    """What each layer with integer weights costs at the output, and what it works."""
+def _costs(
+    job: _Job, found: Sequence[Layer], rows: Sequence[Row], feeds: Sequence[Feeds], inputs: Mapping[str, Tensor], *, small: bool
+) -> dict[str, sensitivity.Cost]:
+    """What each layer with integer weights costs at the output, and what it works; on `small` parts of pictures, where that suffices."""
     lossy = {row.layer: row.snr or 0.0 for row in rows if row.kind in _INTEGERS}
     measured = sorted((layer for layer in found if layer.name in lossy), key=lambda layer: lossy[layer.name])[: sensitivity.MOST]
     count = 1 if size(job.floats) >= sensitivity.LARGE else MEASURED
     places = [len(feeds) * (2 * number + 1) // (2 * count) for number in range(count)]
-    chosen = [feeds[place] for place in sorted(set(places))]
+    chosen = [sensitivity.cut(feeds[place], inputs) if small else feeds[place] for place in sorted(set(places))]
     return sensitivity.costs(job.floats, job.folder, measured, job.factors, chosen, open_graph)
 
 

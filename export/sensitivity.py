@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from ..models.manifest import Tensor
 from . import write
 from .layers import Layer
 from .pieces import PIECE, Feeds, Pieces, Values
@@ -59,12 +60,8 @@ def costs(
     known = {layer.output.name or "": layer for layer in fed}
     looking = Pieces(floats, open_graph, watched={*(layer.input.name or "" for layer in fed), *known}, limit=limit)
     nudged = Pieces(floats, open_graph, nudged=known, limit=limit)
-    small = sum(path.stat().st_size for path in floats.iterdir()) < LARGE
     quantized = _Quantized(made, open_graph)
-    found: list[dict[str, Cost]] = []
-    for feed in feeds:
-        start: Values = dict(feed) if small else cut(feed)
-        found.append(_costs(looking, nudged, quantized, known, factors, start))
+    found = [_costs(looking, nudged, quantized, known, factors, dict(feed)) for feed in feeds]
     looking.close()
     nudged.close()
     return {layer.name: Cost(sum(one[layer.name].noise for one in found) / len(found), found[0][layer.name].work) for layer in fed}
@@ -115,11 +112,11 @@ def _rounded(quantized: _Quantized, layer: Layer, factors: Mapping[str, Array], 
     return y
 
 
-def cut(feed: Feeds) -> Values:
-    """The middle of each picture."""
+def cut(feed: Feeds, inputs: Mapping[str, Tensor]) -> Values:
+    """The middle of each picture whose size `inputs` leave free."""
     found: Values = {}
     for name, array in feed.items():
-        if array.ndim == 4:
+        if array.ndim == 4 and all(isinstance(size, str) for size in inputs[name].shape[2:]):
             top, left = (max(0, (size - SIDE) // 2) for size in array.shape[2:])
             array = np.ascontiguousarray(array[:, :, top : top + SIDE, left : left + SIDE])  # noqa: PLW2901  # the same, smaller
         found[name] = array

@@ -9,6 +9,7 @@ from diffusette.export import equalize, parity, quantize, ranges, sensitivity, w
 from diffusette.export.calibrate import open_graph
 from diffusette.export.layers import layers
 from diffusette.export.pieces import Pieces, sweep
+from diffusette.models.manifest import Tensor
 from tests.test_export_quantize import FEEDS, model
 
 
@@ -73,3 +74,14 @@ def test_the_cost_of_a_layer_is_what_the_output_loses_when_it_alone_is_quantized
     total = sensitivity.db(sum(cost.noise for cost in costs.values()))
     assert total == pytest.approx(parity.snr(exact, whole), abs=1.5)
     assert costs["a"].work == 9 * 16 * 32 * 8 * 8
+
+
+def test_layers_of_large_components_are_looked_at_on_small_pictures_where_the_graph_takes_any_size() -> None:
+    picture = np.arange(3 * 64 * 48, dtype=np.float32).reshape(1, 3, 64, 48)
+    free, fixed = Tensor("float32", ("batch_size", 3, "height", "width")), Tensor("float32", ("batch_size", 3, 64, 48))
+    text = np.zeros((1, 77), np.int64)
+    inputs = {"free": free, "fixed": fixed, "text": Tensor("int64", ("batch_size", "sequence_length"))}
+    found = sensitivity.cut({"free": picture, "fixed": picture, "text": text}, inputs)
+    np.testing.assert_array_equal(found["free"], picture[:, :, 24:40, 16:32])
+    np.testing.assert_array_equal(found["fixed"], picture)
+    np.testing.assert_array_equal(found["text"], text)
