@@ -85,10 +85,12 @@ def assemble(
         if not lowered and inside != Path(manifest.FILE_NAME):
             (bundle / inside).parent.mkdir(parents=True, exist_ok=True)
             path.replace(bundle / inside)
-    components, notes = dict(made.components), ["graphs of another exporter are not cut: pictures cannot be drawn with less work"]
+    components, notes = dict(made.components), list[str]()
     if made.source.reference == "torch":
         components["unet"], note = reuse.add(bundle / "unet", components["unet"])
-        notes = [note]
+        notes.append(note)
+    else:
+        notes.append("graphs of another exporter are not cut: pictures cannot be drawn with less work")
     for name in [name for name in bands.HALVES if name in components and bands.pays(bundle / name, made.target)]:
         components[name], note = bands.add(bundle / name, components[name], recorded[name][0] if name in recorded else None)
         notes.append(note)

@@ -142,8 +142,8 @@ class Components:
         return bands.run(self.bundle.manifest.components[name].pieces, piece, feeds, BAND if self.plan == "resident" else LEAN_BAND)
 
     def in_bands(self, name: str) -> bool:
-        """Whether component `name` works on bands of rows, one piece of its graph after the other. On the CPU these cost no time;
-        on a GPU the way to its memory and back would.
+        """Whether component `name` works on bands of rows, one piece of its graph after the other. On the CPU these take as long as the
+        whole in float, and two fifths longer in 8 bit, for a third of the memory; on a GPU the way to its memory and back would cost more.
         """
         component = self.bundle.manifest.components.get(name)
         return component is not None and bool(component.pieces) and self.provider.name == "cpu"

@@ -20,7 +20,6 @@ from diffusette.models.bundle import open_bundle
 from diffusette.runtime import components, graph_cache, pipeline, plans, vae
 from diffusette.runtime.components import TILE, Components
 from diffusette.runtime.pipeline import Pipeline
-from diffusette.runtime.plans import DECODING, PLANS, fitting
 from diffusette.runtime.providers import TABLE, Provider
 from diffusette.runtime.request import Fields
 from diffusette.runtime.session import SessionOptions
@@ -176,20 +175,6 @@ def test_memory_comes_back_when_a_pipeline_closes_twenty_times() -> None:
     assert kilobytes[-1] - kilobytes[1] < 6 << 10
 
 
-def test_auto_takes_the_fastest_plan_that_fits() -> None:
-    sizes, pixels = [120 << 20, 900 << 20, 100 << 20, 70 << 20], 512 * 512
-    whole, banded = DECODING * pixels, plans.BANDED * pixels
-    assert [fitting(sizes, whole, gigabytes << 30) for gigabytes in (16, 4, 2, 1)] == ["resident", "resident", "sequential", "streamed"]
-    assert [fitting(sizes, banded, megabytes << 20) for megabytes in (3000, 2048, 1500, 1200)] == [
-        "resident",
-        "sequential",
-        "sequential",
-        "streamed",
-    ]
-    assert fitting([10 << 20] * 3, DECODING * 128 * 128, 1 << 30) == "resident"
-    assert fitting(sizes, 16 * whole, 16 << 30) == "streamed"
-
-
 @pytest.mark.parametrize("tile", [9, 16, 17, 36, TILE])
 def test_tiles_cover_everything_overlap_and_are_as_few_as_can_be(tile: int) -> None:
     for length in range(1, 200):
@@ -253,8 +238,3 @@ def test_where_nothing_can_be_cached_pictures_come_and_that_is_said_unless_no_ca
         )
         assert done.stdout.strip().startswith(expected)
         assert bool(done.stdout.strip()) == bool(expected)
-
-
-def test_the_plans_go_from_fast_to_lean() -> None:
-    assert PLANS == ("resident", "sequential", "streamed")
-    assert plans.OPEN < plans.OPENING

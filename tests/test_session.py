@@ -17,13 +17,11 @@ from onnx import TensorProto, helper
 from diffusette.models import onnx_file, onnx_weights
 from diffusette.models.errors import BundleError, ProviderError, ResourceError
 from diffusette.models.manifest import Tensor
-from diffusette.runtime import machine, providers
+from diffusette.runtime import providers
 from diffusette.runtime import session as sessions
-from diffusette.runtime.binding import HELD
 from diffusette.runtime.failures import Cancelled, mapped
 from diffusette.runtime.providers import TABLE
 from diffusette.runtime.session import SessionOptions, open_session
-from diffusette.runtime.settings import settings_for
 from tests import small_graphs
 
 PRESENT = [
@@ -205,18 +203,6 @@ def test_memory_comes_back_after_each_run_where_that_is_asked_for(tmp_path: Path
     assert kept > 300
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not bind a process to cores")
-def test_a_process_that_may_use_fewer_cores_starts_fewer_threads() -> None:
-    allowed = os.sched_getaffinity(0)
-    ort = providers.onnxruntime()
-    try:
-        os.sched_setaffinity(0, {min(allowed)})
-        threads = settings_for(ort, CPU, SessionOptions()).intra_op_num_threads
-    finally:
-        os.sched_setaffinity(0, allowed)
-    assert threads == (0 if os.cpu_count() == 1 else 1)
-
-
 def test_a_closed_session_says_so(tmp_path: Path) -> None:
     session = open_session(small_graphs.linear(tmp_path / "model.onnx"), CPU)
     session.close()
@@ -261,52 +247,6 @@ def test_a_replaced_weight_may_have_more_rows(tmp_path: Path) -> None:
 def test_a_weight_that_the_graph_has_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="has no initializer 'lora'"):
         open_session(small_graphs.linear(tmp_path / "model.onnx"), CPU, SessionOptions(weights={"lora": X}))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("device", [None, "cpu"])
-def test_feeds_that_cannot_change_are_cast_and_placed_once(tmp_path: Path, device: str | None, dtype: type[np.floating]) -> None:
-    session = open_session(small_graphs.linear(tmp_path / "model.onnx", dtype=dtype), replace(CPU, device=device))
-    x = X.copy()
-    assert np.array_equal(session.run({"x": x})["z"], Z)
-    x[:] = 0
-    assert np.array_equal(session.run({"x": x})["z"], np.broadcast_to(np.arange(8), (2, 8)))
-    x = X.copy()
-    x.flags.writeable = False
-    assert np.array_equal(session.run({"x": x})["z"], Z)
-    (bound,) = session._idle
-    held = bound._held["x"][0][1]
-    for same in (x, np.broadcast_to(x, (2, 8)), x[:]):
-        assert np.array_equal(session.run({"x": same})["z"], Z)
-        assert [value for _, value in bound._held["x"]] == [held]
-    assert np.array_equal(session.run({"x": x[::-1]})["z"], Z[::-1])  # another view of the same memory
-    for number in range(10):  # a prompt and its negative take turns; what is over goes
-        other = np.full((2, 8), number, np.float32)
-        other.flags.writeable = False
-        assert np.array_equal(session.run({"x": other})["z"], 8.0 * number + np.broadcast_to(np.arange(8), (2, 8)))
-        assert len(bound._held["x"]) <= HELD
-    with pytest.raises(BundleError, match="onnxruntime refuses"):
-        session.run({"x": x[:, :3]})
-
-
-@pytest.mark.parametrize("device", [None, "cpu"])
-def test_what_changes_keeps_its_place_on_a_device_and_neither_feeds_nor_results_are_ever_written_over(
-    tmp_path: Path, device: str | None
-) -> None:
-    session = open_session(small_graphs.linear(tmp_path / "model.onnx"), replace(CPU, device=device))
-    places: set[int] = set()
-    fed, given = [np.full((2, 8), number, np.float32) for number in range(4)], list[np.ndarray]()
-    for number, x in enumerate(fed):
-        given.append(session.run({"x": x})["z"])
-        places.update(value.data_ptr() for value in session._idle[0]._moving.values())
-        for before in range(number + 1):
-            assert np.array_equal(fed[before], np.full((2, 8), before))
-            assert np.array_equal(given[before], 8.0 * before + np.broadcast_to(np.arange(8), (2, 8)))
-    assert len(places) == (device is not None)
-    assert places.isdisjoint(x.__array_interface__["data"][0] for x in fed)
-    assert np.array_equal(session.run({"x": np.ones((3, 8))})["z"], 8.0 + np.broadcast_to(np.arange(8), (3, 8)))  # another shape
-    assert np.array_equal(session.run({"x": X})["z"], Z)
-    assert len(session._idle) == 1
 
 
 def test_the_first_start_keeps_the_optimized_graph_and_the_second_opens_it(tmp_path: Path) -> None:
@@ -368,20 +308,6 @@ def test_directml_wants_fixed_shapes_and_says_which_are_free(tmp_path: Path) -> 
         open_session(small_graphs.linear(tmp_path / "model.onnx"), TABLE["directml"])
 
 
-def test_settings_are_what_each_provider_documents() -> None:
-    ort = providers.onnxruntime()
-    for name, key, pattern in (
-        ("cuda", "session.record_ep_graph_assignment_info", True),
-        ("directml", "session.record_ep_graph_assignment_info", False),
-    ):
-        settings = settings_for(ort, TABLE[name], SessionOptions(threads=3, prepack=False, dimensions={"n": 2}))
-        assert settings.get_session_config_entry(key) == "1"
-        assert settings.get_session_config_entry("session.disable_prepacking") == "1"
-        assert settings.enable_mem_pattern is pattern
-        assert settings.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
-        assert settings.intra_op_num_threads == 3
-
-
 def test_the_largest_eight_bit_numbers_are_summed_exactly(tmp_path: Path) -> None:
     weight = np.full((64, 64), 127, np.int8)
     nodes = [helper.make_node("MatMulInteger", ["x", "w"], ["i"]), helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT)]
@@ -390,15 +316,6 @@ def test_the_largest_eight_bit_numbers_are_summed_exactly(tmp_path: Path) -> Non
     for options in (SessionOptions(), SessionOptions(prepack=False, fold=False)):
         found = open_session(path, CPU, options).run({"x": np.full((3, 64), 255, np.uint8)})["y"]
         assert np.array_equal(found, np.full((3, 64), 255 * 127 * 64))  # a processor without VNNI would clamp pairs at 32767
-
-
-def test_sums_are_made_exact_in_the_slow_way_only_where_they_would_not_be() -> None:
-    settings = settings_for(providers.onnxruntime(), CPU, SessionOptions())
-    if machine.saturates():
-        assert settings.get_session_config_entry("session.x64quantprecision") == "1"
-    else:
-        with pytest.raises(RuntimeError, match="does not have configuration with key"):
-            settings.get_session_config_entry("session.x64quantprecision")
 
 
 def half(path: Path) -> Path:

@@ -1,0 +1,50 @@
+"""What ONNX Runtime is told when a graph is opened."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from diffusette.runtime import machine, providers
+from diffusette.runtime.providers import TABLE
+from diffusette.runtime.session import SessionOptions
+from diffusette.runtime.settings import settings_for
+
+CPU = TABLE["cpu"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not bind a process to cores")
+def test_a_process_that_may_use_fewer_cores_starts_fewer_threads() -> None:
+    allowed = os.sched_getaffinity(0)
+    ort = providers.onnxruntime()
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        threads = settings_for(ort, CPU, SessionOptions()).intra_op_num_threads
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert threads == (0 if os.cpu_count() == 1 else 1)
+
+
+def test_settings_are_what_each_provider_documents() -> None:
+    ort = providers.onnxruntime()
+    for name, key, pattern in (
+        ("cuda", "session.record_ep_graph_assignment_info", True),
+        ("directml", "session.record_ep_graph_assignment_info", False),
+    ):
+        settings = settings_for(ort, TABLE[name], SessionOptions(threads=3, prepack=False, dimensions={"n": 2}))
+        assert settings.get_session_config_entry(key) == "1"
+        assert settings.get_session_config_entry("session.disable_prepacking") == "1"
+        assert settings.enable_mem_pattern is pattern
+        assert settings.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
+        assert settings.intra_op_num_threads == 3
+
+
+def test_sums_are_made_exact_in_the_slow_way_only_where_they_would_not_be() -> None:
+    settings = settings_for(providers.onnxruntime(), CPU, SessionOptions())
+    if machine.saturates():
+        assert settings.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="does not have configuration with key"):
+            settings.get_session_config_entry("session.x64quantprecision")
