@@ -17,7 +17,7 @@ from diffusette.export import equalize, lower, parity, quantize, ranges, recipe,
 from diffusette.export.calibrate import open_graph
 from diffusette.export.pieces import Pieces
 from diffusette.models.errors import NumericalError
-from diffusette.models.manifest import Component
+from diffusette.models.manifest import Component, Tensor
 
 RNG = np.random.default_rng(1)
 
@@ -170,7 +170,8 @@ def test_scaling_the_channels_of_a_gated_feed_forward_changes_nothing_but_the_ra
 
 
 def component():
-    return Component("unet/model.onnx", "fp32", {}, {}, 120.0)
+    inputs = {"x": Tensor("float32", ("batch_size", *FEEDS[0]["x"].shape[1:]))}
+    return Component("unet/model.onnx", "fp32", inputs, {}, 120.0)
 
 
 def lower_to(tmp_path, bar, precision="int8", form="operators", name="unet"):
