@@ -23,7 +23,7 @@ from onnxscript.rewriter.rules import common as rules
 
 from ..models.errors import NumericalError
 from .component import Component
-from .graph import lazy
+from .graph import initializer, lazy, nodes_of
 from .reference import examples, tensors
 from .source import Weights
 
@@ -149,7 +149,8 @@ def _simplify(model: ir.Model) -> None:
         model.graph.inputs.append(value)
     optimizer.inline(model)
     for _ in range(2):
-        cast("Any", optimizer).fold_constants(model)
+        cast("Any", optimizer).fold_constants(model, should_fold=_is_not_exponential)
+        _fold_exponentials(model)
         _RULES(model)
         common.RemoveUnusedNodesPass()(model)
     for one in _AFTER:
@@ -158,6 +159,22 @@ def _simplify(model: ir.Model) -> None:
         model.graph.inputs.remove(value)
         if value.uses():
             model.graph.initializers.add(value)
+
+
+def _is_not_exponential(node: ir.Node) -> bool | None:
+    return False if node.op_type == "Exp" else None
+
+
+def _fold_exponentials(model: ir.Model) -> None:
+    """Folds exponentials of constants as torch computes them. NumPy's differ from them in the last bits, and these are the frequencies
+    of the time embedding: at step 999 they would move its angles by 1e-4, and SDXL's U-Net to 99 dB of torch's.
+    """
+    for node in nodes_of(model, "Exp"):
+        power, result = node.inputs[0], node.outputs[0]
+        if power is not None and power.const_value is not None:
+            values = torch.exp(tensors([power.const_value.numpy()])[0]).numpy()
+            result.replace_all_uses_with(initializer(model, f"{result.name}.folded", values))
+            model.graph.remove(node, safe=True)
 
 
 def _attach(model: ir.Model, prefix: str, weights: Weights) -> None:

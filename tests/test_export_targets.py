@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
@@ -71,6 +73,16 @@ def test_a_portable_u_net_takes_one_time_for_all_pictures_of_a_batch(tmp_path):
     session, feed = calibrate.open_graph(tmp_path / "unet" / write.GRAPH), reference.cases(component)[1]
     each, all_ = (session.run(feed | {"timestep": np.full(count, 500, np.float32)})["out_sample"] for count in (4, 1))
     np.testing.assert_allclose(all_, each, rtol=1e-5, atol=1e-6)
+
+
+def test_time_embeddings_turn_by_the_same_angles_as_torchs_to_the_bit(tmp_path):
+    component = components.build(source.open_folder(tiny_models.save(tmp_path / "model", "sdxl")), "unet")
+    angles = [node.inputs[0].producer() for node in trace.trace(component).graph if node.op_type == "Sin"]
+    assert len(angles) == 2  # of the step, and of SDXL's sizes
+    for time, angle in zip((999.0, 1024.0), angles, strict=True):
+        frequencies = next(value.const_value.numpy() for value in angle.inputs if value.const_value is not None)
+        expected = get_timestep_embedding(torch.tensor([time]), 2 * frequencies.size, flip_sin_to_cos=False, downscale_freq_shift=0)
+        assert torch.equal(torch.sin(torch.from_numpy(frequencies).reshape(1, -1) * time), expected[:, : frequencies.size])
 
 
 _DIRECTML = """
