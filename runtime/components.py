@@ -26,7 +26,7 @@ from . import bands, graph_cache
 from .failures import Cancelled
 from .plans import PLANS, Plan
 from .providers import Provider
-from .session import Session, SessionOptions, open_session
+from .session import Session, SessionOptions, give_memory_back, open_session
 
 SHAPES = 2
 """Sessions of one component that are kept where a provider wants one for each picture size."""
@@ -72,7 +72,7 @@ class Components:
         self._notes: dict[str, None] = {}
         self._cancelled = False
         self._wide: set[str] = set()
-        self._scarce = False  # memory has run out once
+        self._last = ""  # the component that ran last
 
     def __contains__(self, name: str) -> bool:
         return name in self.bundle.manifest.components
@@ -94,11 +94,18 @@ class Components:
         with self._turn:
             self._cancelled = False
             started = time.perf_counter()
+            component = name.partition("/")[0]
+            self._follow(component)
             try:
                 return self._run(name, feeds, variant)
             finally:
-                component = name.partition("/")[0]
                 self.seconds[component] = self.seconds.get(component, 0.0) + time.perf_counter() - started
+
+    def _follow(self, component: str) -> None:
+        """Gives back what another component computed in before this one, where that was much."""
+        last, self._last = self._last, component
+        if last not in {"", component} and graph_cache.pays(self.bundle.path(self._described(last).graph)):
+            give_memory_back()
 
     def _run(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None) -> dict[str, NDArray[Any]]:
         """One run, under leaner and leaner plans if need be and allowed."""
@@ -110,7 +117,6 @@ class Components:
                 continue
             except ResourceError as error:
                 _forget(error)
-                self._scarce = True
                 self._close()  # what failed keeps what it had taken until then
                 if not self.adaptive or self.plan == "streamed" or self._can_be_cut(name, feeds):
                     raise
@@ -177,7 +183,6 @@ class Components:
             options = replace(options, prepack=False, fold=self.provider.name != "cpu", cache=None)
         elif options.cache is not None and not graph_cache.pays(graph):
             options = replace(options, cache=None)
-        options = replace(options, shrink=name in TILED and (self._scarce or graph_cache.pays(graph)))
         session = open_session(graph, self.provider, options)
         if session.note:
             self._notes[session.note] = None

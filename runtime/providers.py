@@ -114,6 +114,7 @@ TABLE: Mapping[str, Provider] = MappingProxyType(
                 "CPUExecutionProvider",
                 "diffusette[cpu]",
                 ("cpu", "portable"),
+                memory_pattern=False,  # it takes memory for a whole run at once, beside what the first run took; no faster
                 graph_cache=True,
                 exact_sums=True,  # full-range 8-bit weights ruin what clamps; costs about a seventh of the time there
             ),

@@ -18,7 +18,7 @@ from ..models import onnx_file, onnx_weights, single
 from ..models.bundle import check_external
 from ..models.errors import BundleError, ProviderError
 from ..models.manifest import Tensor
-from . import graph_cache, machine
+from . import arena, graph_cache, machine
 from .binding import Binding
 from .failures import mapped
 from .providers import Provider, onnxruntime
@@ -30,10 +30,9 @@ Array = NDArray[Any]
 class Session:
     """An open graph. Threads may share it."""
 
-    def __init__(self, inference: Any, provider: Provider, *, alive: object = None, note: str = "", shrink: bool = False) -> None:
+    def __init__(self, inference: Any, provider: Provider, *, alive: object = None, note: str = "") -> None:
         self._inference: Any = inference
         self._alive = alive  # memory that ORT reads and does not own
-        self._shrink = shrink and provider.name == "cpu"
         self._device = provider.device
         self._idle: list[Binding] = []
         self._running: set[Any] = set()
@@ -67,8 +66,6 @@ class Session:
             raise BundleError(f"the graph takes {sorted(self.inputs)}, but was given {sorted(feeds)}")
         options = onnxruntime().RunOptions()  # one that has been terminated can never be used again: a new one each time
         options.log_severity_level = 4
-        if self._shrink:
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         with self._turn, self._registered(options), mapped(f"running on {self.provider}", options), self._bound(inference) as binding:
             values = binding.run(feeds, options)
         return {name: _widened(value) for name, value in zip(self.outputs, values, strict=True)}
@@ -84,7 +81,7 @@ class Session:
         if self._inference is not None:
             self._inference = self._alive = None
             self._idle.clear()
-            machine.give_memory_back()
+            give_memory_back()
 
     @contextmanager
     def _bound(self, inference: Any) -> Generator[Binding]:
@@ -105,6 +102,12 @@ class Session:
         finally:
             with self._lock:
                 self._running.discard(options)
+
+
+def give_memory_back() -> None:
+    """Return to the system what sessions computed in and what was freed; open sessions take it again when they run."""
+    arena.give_back(onnxruntime())
+    machine.give_memory_back()
 
 
 def open_session(graph: Path, provider: Provider, options: SessionOptions | None = None) -> Session:
@@ -156,7 +159,7 @@ def _open(ort: Any, graph: Path, provider: Provider, options: SessionOptions, *,
             f"{graph}: {provider.name} leaves {', '.join(left)} to the CPU: export with --target {provider.targets[0]}, "
             f"or use another provider"
         )
-    return Session(inference, provider, alive=alive, note=note, shrink=options.shrink and options.arena)
+    return Session(inference, provider, alive=alive, note=note)
 
 
 def _inference(ort: Any, source: str | bytes, settings: Any, provider: Provider) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from . import machine
+from . import arena, machine
 from .providers import Provider, built_in, plugin_devices
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -32,9 +32,8 @@ class SessionOptions:
     """Compute ahead what is constant, and fuse. Off, the graph runs as it was exported, operators in the order of the file: 16-bit
     weights stay on disk and are widened one at a time, where folding would keep all of them in memory at twice the size."""
     arena: bool = True
-    """Keep freed memory for the next operator. Off, a little less at the peak, and slower."""
-    shrink: bool = False
-    """Give that memory back after each run: for what runs seldom and takes much."""
+    """Keep freed memory for the next operator, on the CPU in one place for all sessions (`arena.py`). Off, a little less at the peak,
+    and slower."""
     dimensions: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
     """Values of free dimensions, by name; fixed shapes let ORT fold shape arithmetic away."""
     weights: Mapping[str, NDArray[Any]] = field(default_factory=lambda: _NOTHING)
@@ -51,8 +50,10 @@ def settings_for(ort: Any, provider: Provider, options: SessionOptions) -> Any:
     settings.log_severity_level = 4
     settings.intra_op_num_threads = options.threads or machine.fewer_cores()
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    settings.enable_mem_pattern = provider.memory_pattern
     settings.enable_cpu_mem_arena = options.arena
-    settings.enable_mem_pattern = provider.memory_pattern and options.arena and options.fold
+    if options.arena and provider.name == "cpu":
+        arena.share(ort, settings)
     for name, value in options.dimensions.items():
         settings.add_free_dimension_override_by_name(name, value)
     if not options.prepack:
@@ -72,12 +73,17 @@ def settings_for(ort: Any, provider: Provider, options: SessionOptions) -> Any:
     if provider.name != "cpu":
         key = "session.disable_cpu_ep_fallback" if provider.whole else "session.record_ep_graph_assignment_info"
         settings.add_session_config_entry(key, "1")
+    _choose(provider, settings, options)
+    return settings
+
+
+def _choose(provider: Provider, settings: Any, options: SessionOptions) -> None:
+    """Has `settings` name the device of a plug-in; other providers are given with the graph."""
     if provider.plugin and built_in(provider):
         settings.add_provider(provider.execution_provider, dict(provider.options) | _built_in_options(options))
     elif provider.plugin:
         devices = plugin_devices(provider)[:1]
         settings.add_provider_for_devices(devices, dict(provider.options) | _plugin_options(provider, devices[0], options))
-    return settings
 
 
 def _built_in_options(options: SessionOptions) -> dict[str, str]:

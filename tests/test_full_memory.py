@@ -55,6 +55,12 @@ def test_streamed_draws_in_little_memory_and_next_to_nothing_is_done_beside_the_
     assert total - sum(timings.values()) < 0.01 * total
 
 
+def test_resident_draws_in_1_6_gigabytes(bundle: Path, tmp_path: Path) -> None:
+    drawn(bundle, tmp_path / "a.png", "--memory", "resident")  # where the optimized graph is not there yet, it is made in more
+    _, peak = drawn(bundle, tmp_path / "a.png", "--memory", "resident")
+    assert peak.rss < 1.6 * GB
+
+
 def test_a_picture_comes_out_under_a_hard_limit_of_one_and_a_half_gigabytes(bundle: Path, tmp_path: Path) -> None:
     limit = "resource.setrlimit(resource.RLIMIT_DATA, (1_500_000_000, resource.RLIM_INFINITY))"
     said, _ = drawn(bundle, tmp_path / "a.png", "--memory", "auto", "--no-cache", limit=limit)
