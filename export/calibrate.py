@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,6 +18,7 @@ from PIL import Image
 from ..models.bundle import open_bundle
 from ..models.manifest import Component
 from ..runtime import bands, lora, lora_names, machine, pictures
+from ..runtime import preview as previews
 from ..runtime.components import Components, Variant
 from ..runtime.pipeline import Pipeline
 from ..runtime.providers import resolve
@@ -72,6 +74,13 @@ def open_graph(graph: Path, *, lean: bool | None = None) -> Session:
         lean = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*")) >= LARGE
     options = SessionOptions(threads=machine.cores(), prepack=not lean, reorder=not lean, arena=not lean)
     return open_session(graph, resolve("cpu"), options)
+
+
+def open_plainly(graph: Path, *, lean: bool = True) -> Session:  # noqa: ARG001  # it always is
+    """The graph on the CPU operator by operator, as it was written: 16-bit weights are widened one at a time, tensors go when they
+    have been read.
+    """
+    return open_session(graph, resolve("cpu"), SessionOptions(threads=machine.cores(), prepack=False, fold=False, arena=False))
 
 
 def run_in_bands(folder: Path, component: Component, feeds: Feeds, size: int) -> dict[str, NDArray[Any]]:
@@ -142,6 +151,15 @@ def record(folder: Path, prompts: Sequence[str] = (), *, few: bool = False, seed
     if "tiny_decoder" in recording:
         recording.recorded["tiny_decoder"] = recording.recorded["vae_decoder"]
     return {name: _spread(feeds, KEPT.get(name, 8)) for name, feeds in recording.recorded.items()}
+
+
+def preview(folder: Path) -> tuple[tuple[float, float, float], ...]:
+    """`Latent.preview` of the float bundle in `folder`; the same on every machine, but for what rounding to four places may do."""
+    bundle = open_bundle(folder)
+    components = Components(bundle, resolve("cpu"), "streamed", SessionOptions())
+    factors = previews.factors(components.get("vae_decoder"), bundle.manifest.latent)
+    components.close()
+    return msgspec.convert(factors.round(4).tolist(), tuple[tuple[float, float, float], ...])
 
 
 def _with_picture(request: Request, picture: Image.Image, mask: Image.Image | None) -> Request:

@@ -93,6 +93,10 @@ def export_folder(
         floats = stage.work / "float"
         records = floats_of(stage, origin, opened, options.target, options.loras, progress)
         made = assemble.prepare(opened, floats, records, options.target, [f"{lora.path.stem}:{lora.weight:g}" for lora in options.loras])
+        if stage.recall("preview") is None:
+            stage.remember("preview", calibrate.preview(floats))
+        latent = msgspec.structs.replace(made.latent, preview=stage.recall("preview"))
+        made = msgspec.structs.replace(made, latent=latent)
         lowered = _lower(stage, made, precisions, options, progress)
         progress("publishing", 1.0)
         sweep(stage.folder)

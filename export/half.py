@@ -5,13 +5,15 @@ Inputs and outputs stay float32, so that nobody outside has to know.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from .fused import FLOAT_PLACES, KERNELS, kernel
-from .graph import changed_weight, dims, tidy
+from .graph import changed_weight, dims, tidy, typed
 
 LIMIT = 16_384.0
 """Largest magnitude seen in float32 that a tensor may have in half: a quarter of what half can hold, for what was not seen."""
@@ -22,9 +24,32 @@ _OTHER = {"Shape", "ArgMax", "Equal", "Greater", "Less", "Not", "And", "Or", "No
 _WATCHED = {"Conv", "MatMul", "Add", "Mul", "Softmax", "MultiHeadAttention", "InstanceNormalization", *KERNELS}
 
 
-def watched(model: ir.Model) -> dict[str, None]:
-    """Tensors whose magnitude decides what can be half, for `ranges.observe`."""
-    return {value.name or "": None for node in model.graph if kernel(node) in _WATCHED for value in node.outputs}
+def with_ranges(model: ir.Model) -> ir.Model:
+    """`model` with the smallest and the largest value of each tensor that decides what can be half, as outputs `NAME.low`, `NAME.high`.
+
+    So no such tensor has to be kept: those of a picture of 512 × 512 take 10 GB together.
+    """
+    for node in list(model.graph):
+        for value in node.outputs if kernel(node) in _WATCHED else ():
+            if value.name:
+                for kind, end in (("ReduceMin", "low"), ("ReduceMax", "high")):
+                    reduced = ir.node(kind, [value], {"keepdims": 0})
+                    reduced.outputs[0].name = f"{value.name}.{end}"
+                    typed(reduced.outputs[0], ())
+                    model.graph.insert_after(node, [reduced])
+                    model.graph.outputs.append(reduced.outputs[0])
+    return model
+
+
+def too_large(runs: Iterable[Mapping[str, NDArray[Any]]]) -> list[str]:
+    """Tensors that do not fit into half, by what graphs `with_ranges` gave."""
+    peaks: dict[str, float] = {}
+    for outputs in runs:
+        for name, value in outputs.items():
+            tensor, _, end = name.rpartition(".")
+            if end in {"low", "high"} and tensor:
+                peaks[tensor] = float(np.maximum(peaks.get(tensor, 0.0), np.abs(value)))
+    return [tensor for tensor, peak in peaks.items() if not peak < LIMIT]
 
 
 def to_half(model: ir.Model, too_large: Collection[str] = ()) -> ir.Model:

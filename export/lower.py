@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from ..models.manifest import Component, Precision, Target, Tensor
 from . import equalize, half, parity, quantize, ranges, recipe, sensitivity, write
-from .calibrate import Feeds, open_graph, size
+from .calibrate import Feeds, open_graph, open_plainly, size
 from .layers import Layer, layers
 from .pieces import Pieces, Values
 from .quantize import Form, Row
@@ -29,6 +29,10 @@ MEASURED = 2
 """Recorded inputs on which the effect of each layer is measured; one where weights are large."""
 ATTEMPTS = 8
 """Graphs that are made at most until the bar is met with no more layers in float than it takes."""
+SIDES: Mapping[str, int] = MappingProxyType({"vae_decoder": 32, "tiny_decoder": 32, "vae_encoder": 256})
+"""Side of the part of a picture on which half precision is judged, in pixels of what the component takes: whole ones take gigabytes."""
+RANGES = "ranges.onnx"
+"""The graph in float32 that gives the ranges of its tensors as well, beside that graph while half precision is made of it."""
 ROUNDED = "rounded.onnx"
 """The graph in float32 that rounds as half precision does, beside the one in half precision while that is judged."""
 _BETTER: Mapping[Kind, Kind] = MappingProxyType({"int4": "weights", "int8": "weights", "weights": "half"})
@@ -239,15 +243,19 @@ def to_fp16(name: str, float_folder: Path, folder: Path, feeds: Sequence[Feeds],
     Where NaN or Inf comes out, or less than `bar` (dB), the component stays float32, nothing is written, and the note says so.
     """
     plain = write.load(float_folder)
-    checked = feeds[:: max(1, len(feeds) // CHECKED)]
-    watched = half.watched(plain)
-    seen, expected = ranges.observe(Pieces(float_folder, open_graph, watched), watched, checked)
-    large = [tensor for tensor, found in seen.items() if not max(-found.low, found.high) < half.LIMIT]
+    side = SIDES.get(name)
+    checked = [feed if side is None else sensitivity.cut(feed, made.inputs, side) for feed in feeds[:: max(1, len(feeds) // CHECKED)]]
+    given = [value.name or "" for value in plain.graph.outputs]
+    write.save_beside(write.sharing(half.with_ranges(plain), float_folder), float_folder / RANGES)
+    outputs = Pieces(float_folder, open_plainly, file=RANGES).run_all(checked)
+    (float_folder / RANGES).unlink()
+    large = half.too_large(outputs)
+    expected = [{name: run[name] for name in given} for run in outputs]
     write.save(half.to_half(write.load(float_folder), large), folder)
-    runs = parity.compare(Pieces(folder, open_graph), checked, expected)  # with less rounding than a GPU's, but the graph itself
+    runs = parity.compare(Pieces(folder, open_plainly), checked, expected)  # with less rounding than a GPU's, but the graph itself
     rounded = write.sharing(half.rounded(write.load(float_folder), large), folder)
     write.save_beside(rounded, folder / ROUNDED)
-    found = parity.compare(Pieces(folder, open_graph, file=ROUNDED), checked, expected)
+    found = parity.compare(Pieces(folder, open_plainly, file=ROUNDED), checked, expected)
     (folder / ROUNDED).unlink()
     if min(found.db, runs.db) < bar:
         shutil.rmtree(folder)

@@ -112,13 +112,13 @@ def _rounded(quantized: _Quantized, layer: Layer, factors: Mapping[str, Array], 
     return y
 
 
-def cut(feed: Feeds, inputs: Mapping[str, Tensor]) -> Values:
-    """The middle of each picture whose size `inputs` leave free."""
+def cut(feed: Feeds, inputs: Mapping[str, Tensor], side: int = SIDE) -> Values:
+    """The middle of each picture whose size `inputs` leave free, `side` pixels along each side."""
     found: Values = {}
     for name, array in feed.items():
         if array.ndim == 4 and all(isinstance(size, str) for size in inputs[name].shape[2:]):
-            top, left = (max(0, (size - SIDE) // 2) for size in array.shape[2:])
-            array = np.ascontiguousarray(array[:, :, top : top + SIDE, left : left + SIDE])  # noqa: PLW2901  # the same, smaller
+            top, left = (max(0, (size - side) // 2) for size in array.shape[2:])
+            array = np.ascontiguousarray(array[:, :, top : top + side, left : left + side])  # noqa: PLW2901  # the same, smaller
         found[name] = array
     return found
 

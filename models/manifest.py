@@ -124,6 +124,9 @@ class Latent(_Struct, frozen=True):
     """Pixels along one side of a latent pixel."""
     scaling: float = 0.18215
     shift: float = 0.0
+    preview: tuple[tuple[float, float, float], ...] = ()
+    """Red, green and blue (-1 to 1) of each channel, and in the last row of nothing: `runtime/preview.py`. Empty where nobody has found
+    them yet."""
 
 
 class Defaults(_Struct, frozen=True):

@@ -53,6 +53,7 @@ class Pipeline:
     _factors: preview.Factors | None = None
 
     def __post_init__(self) -> None:
+        self._factors = preview.stated(self.manifest.latent)
         self.encoders = tuple(conditioning.encoders(self.bundle, self.components))
         self.filter = open_filter(self.bundle, self.components) if self.safety else None
 
@@ -141,14 +142,13 @@ class Pipeline:
         """A picture of unfinished `latents` (best `Step.denoised`) by the VAE's decoder: as costly as the end of a picture.
 
         `cheap`: by the tiny decoder, if the bundle has one, else a small picture with a pixel for each latent pixel, almost for free
-        (after the decoder has drawn a small chart, once).
+        (where a bundle does not say how, once the decoder has drawn a small chart).
         """
         if not cheap or TINY_DECODER in self.components:
             name = TINY_DECODER if cheap else "vae_decoder"
             return pictures.to_image(vae.decode(self.components.get(name), latents, self.manifest.latent))
         if self._factors is None:
-            decoder, latent = self.components.get("vae_decoder"), self.manifest.latent
-            self._factors = preview.fit(lambda z: vae.decode(decoder, z, latent), latent.channels)
+            self._factors = preview.factors(self.components.get("vae_decoder"), self.manifest.latent)
         return preview.linear(latents, self._factors)
 
     def _seconds(self) -> dict[str, float]:

@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..models.manifest import Latent
+from . import vae
+from .components import Handle
 from .denoise import Array
 
 Factors = NDArray[np.float64]
@@ -28,6 +31,16 @@ def fit(decode: Callable[[Array], Array], channels: int) -> Factors:
     colours = picture.reshape(3, side, grain, side, grain).mean((2, 4), dtype=np.float64)
     rows = np.column_stack([z.reshape(channels, -1).T, np.ones(side * side)])
     return np.asarray(np.linalg.lstsq(rows, colours.reshape(3, -1).T, rcond=None)[0], np.float64)
+
+
+def stated(latent: Latent) -> Factors | None:
+    """Those that a bundle says, if it says some."""
+    return np.asarray(latent.preview, np.float64) if latent.preview else None
+
+
+def factors(decoder: Handle, latent: Latent) -> Factors:
+    """Those of a bundle's decoder."""
+    return fit(lambda z: vae.decode(decoder, z, latent), latent.channels)
 
 
 def linear(latents: Array, factors: Factors) -> Image.Image:

@@ -158,7 +158,8 @@ def test_eight_bit_graphs_for_every_target_that_has_them_agree_with_float(parts,
 @pytest.mark.parametrize("target", ["cuda", "directml"])
 def test_half_precision_agrees_with_float_and_keeps_float_at_the_border(parts, name, target, tmp_path):
     written(parts, name, target, tmp_path / "float")
-    made = Component(f"{name}/model.onnx", "fp32", {}, {}, 120.0)
+    inputs = {port.name: manifest.Tensor(port.dtype, port.shape) for port in parts[name][0].inputs}
+    made = Component(f"{name}/model.onnx", "fp32", inputs, {}, 120.0)
     found = to_fp16(name, tmp_path / "float", tmp_path / "made", parts[name][2], made, parity.BARS["fp16"])
     assert (found.component.precision, found.note) == ("fp16", "")
     model = write.load(tmp_path / "made")

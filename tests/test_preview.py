@@ -39,5 +39,16 @@ def test_a_cheap_preview_shows_the_picture_at_a_pixel_a_latent_pixel() -> None:
             assert np.abs(np.asarray(found) - wanted).mean() < 32
 
 
+def test_the_shipped_bundle_says_the_factors_so_that_a_cheap_preview_opens_nothing() -> None:
+    with pipeline.load(DEMO, provider="cpu") as drawer:
+        latent = drawer.manifest.latent
+        latents = np.random.default_rng(3).standard_normal((1, latent.channels, 6, 4)).astype(np.float32)
+        drawer.preview(latents, cheap=True)
+        assert drawer.components.seconds == {}
+        # They were found on the decoder in float32; this one is in 8 bit.
+        found = preview.factors(drawer.components.get("vae_decoder"), latent)
+        np.testing.assert_allclose(preview.stated(latent), found, atol=0.02)
+
+
 def test_broken_latents_give_a_preview_all_the_same() -> None:
     assert preview.linear(np.full((1, 4, 3, 5), np.nan, np.float32), np.ones((5, 3))).size == (5, 3)
