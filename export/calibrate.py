@@ -154,7 +154,7 @@ def record(folder: Path, prompts: Sequence[str] = (), *, few: bool = False, seed
 
 
 def preview(folder: Path) -> tuple[tuple[float, float, float], ...]:
-    """`Latent.preview` of the float bundle in `folder`; the same on every machine, but for what rounding to four places may do."""
+    """`Manifest.preview` of the float bundle in `folder`; the same on every machine, but for what rounding to four places may do."""
     bundle = open_bundle(folder)
     components = Components(bundle, resolve("cpu"), "streamed", SessionOptions())
     factors = previews.factors(components.get("vae_decoder"), bundle.manifest.latent)

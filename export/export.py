@@ -95,8 +95,7 @@ def export_folder(
         made = assemble.prepare(opened, floats, records, options.target, [f"{lora.path.stem}:{lora.weight:g}" for lora in options.loras])
         if stage.recall("preview") is None:
             stage.remember("preview", calibrate.preview(floats))
-        latent = msgspec.structs.replace(made.latent, preview=stage.recall("preview"))
-        made = msgspec.structs.replace(made, latent=latent)
+        made = msgspec.structs.replace(made, preview=stage.recall("preview"))
         lowered = _lower(stage, made, precisions, options, progress)
         progress("publishing", 1.0)
         sweep(stage.folder)

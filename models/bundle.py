@@ -125,9 +125,9 @@ def _check_parts(found: Manifest) -> None:
         tokenizer = name.replace("text_encoder", "tokenizer")
         _need(found.tokenizers, "tokenizers", tokenizer, name)
         safe(found.tokenizers[tokenizer].folder, f"tokenizers.{tokenizer}.folder")
-    rows = len(found.latent.preview)
+    rows = len(found.preview)
     if rows not in {0, found.latent.channels + 1}:
-        where = f"{manifests.FILE_NAME}: $.latent.preview"
+        where = f"{manifests.FILE_NAME}: $.preview"
         raise BundleError(f"{where} has {rows} rows, expected {found.latent.channels + 1}: export the model again")
 
 

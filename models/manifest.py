@@ -124,9 +124,6 @@ class Latent(_Struct, frozen=True):
     """Pixels along one side of a latent pixel."""
     scaling: float = 0.18215
     shift: float = 0.0
-    preview: tuple[tuple[float, float, float], ...] = ()
-    """Red, green and blue (-1 to 1) of each channel, and in the last row of nothing: `runtime/preview.py`. Empty where nobody has found
-    them yet."""
 
 
 class Defaults(_Struct, frozen=True):
@@ -171,6 +168,9 @@ class Manifest(_Struct, frozen=True):
     source: Source
     files: dict[str, File]
     """Every file of the bundle but the manifest itself, by its path with forward slashes."""
+    preview: tuple[tuple[float, float, float], ...] = ()
+    """What cheap previews are made with: red, green and blue (-1 to 1) of each latent channel, and in the last row of nothing
+    (`runtime/preview.py`). Empty where nobody has found them yet."""
     schema: int = SCHEMA
     made_by: str = "diffusette"
 

@@ -53,7 +53,7 @@ class Pipeline:
     _factors: preview.Factors | None = None
 
     def __post_init__(self) -> None:
-        self._factors = preview.stated(self.manifest.latent)
+        self._factors = preview.stated(self.manifest)
         self.encoders = tuple(conditioning.encoders(self.bundle, self.components))
         self.filter = open_filter(self.bundle, self.components) if self.safety else None
 

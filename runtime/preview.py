@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..models.manifest import Latent
+from ..models.manifest import Latent, Manifest
 from . import vae
 from .components import Handle
 from .denoise import Array
@@ -33,9 +33,9 @@ def fit(decode: Callable[[Array], Array], channels: int) -> Factors:
     return np.asarray(np.linalg.lstsq(rows, colours.reshape(3, -1).T, rcond=None)[0], np.float64)
 
 
-def stated(latent: Latent) -> Factors | None:
+def stated(manifest: Manifest) -> Factors | None:
     """Those that a bundle says, if it says some."""
-    return np.asarray(latent.preview, np.float64) if latent.preview else None
+    return np.asarray(manifest.preview, np.float64) if manifest.preview else None
 
 
 def factors(decoder: Handle, latent: Latent) -> Factors:

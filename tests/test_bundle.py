@@ -133,7 +133,7 @@ def test_a_custom_operator_is_refused(folder: Path) -> None:
         (("components", "text_encoder"), None, r"\$\.components\.text_encoder is missing"),
         (("tokenizers", "tokenizer"), None, r"\$\.tokenizers\.tokenizer is missing"),
         (("tokenizers", "tokenizer", "folder"), "../t", r"tokenizers\.tokenizer\.folder: the path '\.\./t' is refused"),
-        (("latent", "preview"), [[0, 0, 0]], r"\$\.latent\.preview has 1 rows, expected 5"),
+        (("preview",), [[0, 0, 0]], r"\$\.preview has 1 rows, expected 5"),
         (("family",), "sd9", r"\$\.family is 'sd9', expected one of sd1"),
         (("files", "unet/model.onnx_data"), None, r"\$\.files\.unet/model\.onnx_data is missing"),
         (("surprise",), 1, "unknown field `surprise`"),

@@ -95,7 +95,7 @@ def test_an_export_that_was_killed_left_no_bundle_and_went_on_from_its_finished_
     assert exported.left == [[".bundle.partial"], [".bundle.partial"]]
     first, second = exported.finished
     assert sorted(first) == ["text_encoder.done", "vae_decoder.done", "vae_encoder.done"]
-    later = ["unet.done", "safety_checker.done", "tiny_decoder.done", "recorded.done"]
+    later = ["unet.done", "preview.done", "safety_checker.done", "tiny_decoder.done", "recorded.done"]
     later += [f"{name}.lowered.done" for name, precision in PRECISION.items() if precision != "fp32" and name != "unet"]
     assert sorted(second) == sorted([*first, *later])
     assert {name: second[name] for name in first} == first  # nothing was done again

@@ -47,7 +47,7 @@ def test_the_shipped_bundle_says_the_factors_so_that_a_cheap_preview_opens_nothi
         assert drawer.components.seconds == {}
         # They were found on the decoder in float32; this one is in 8 bit.
         found = preview.factors(drawer.components.get("vae_decoder"), latent)
-        np.testing.assert_allclose(preview.stated(latent), found, atol=0.02)
+        np.testing.assert_allclose(preview.stated(drawer.manifest), found, atol=0.02)
 
 
 def test_broken_latents_give_a_preview_all_the_same() -> None:
