@@ -9,9 +9,11 @@ Tensors between pieces are kept as the bands that they were made in, and a band 
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,20 @@ from ..models.manifest import Bands, Graph, Norm
 Array = NDArray[Any]
 Call = Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
 """(name of the piece, what it takes) → what it gives."""
+
+
+@dataclass
+class _Memory:
+    """Where one band is, and then the next: memory that is new to the process costs twice as much as copying."""
+
+    buffer: Array = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    def of(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array of that shape, of which nothing is known."""
+        size = math.prod(shape) * dtype.itemsize
+        if self.buffer.size < size:
+            self.buffer = np.empty(size, np.uint8)
+        return self.buffer[:size].view(dtype).reshape(shape)
 
 
 @dataclass
@@ -36,16 +52,18 @@ class _Rows:
     def count(self) -> int:
         return self.first + sum(band.shape[2] for band in self.bands)
 
-    def take(self, start: int, stop: int) -> Array:
-        """Rows `start` to `stop`, contiguous."""
-        parts: list[Array] = []
-        row = self.first
-        for band in self.bands:
-            low, high = max(start - row, 0), min(stop - row, band.shape[2])
+    def take(self, start: int, stop: int, memory: _Memory) -> Array:
+        """Rows `start` to `stop`, contiguous: a band as it is, or a copy in `memory`."""
+        places = [*accumulate((band.shape[2] for band in self.bands), initial=self.first)]
+        if (start, stop) in pairwise(places):
+            return self.bands[places.index(start)]
+        batch, channels, _, columns = self.bands[0].shape
+        taken = memory.of((batch, channels, stop - start, columns), self.bands[0].dtype)
+        for band, row in zip(self.bands, places, strict=False):
+            low, high = max(start, row), min(stop, row + band.shape[2])
             if low < high:
-                parts.append(band[:, :, low:high])
-            row += band.shape[2]
-        return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=2)
+                taken[:, :, low - start : high - start] = band[:, :, low - row : high - row]
+        return taken
 
     def drop(self, before: int) -> None:
         """Frees the bands whose rows all lie before row number `before`."""
@@ -86,6 +104,7 @@ def run(pieces: Mapping[str, tuple[Graph, Bands]], call: Call, feeds: Mapping[st
     last = {name: piece for piece, (_, bands) in pieces.items() for name in bands.rows}
     tensors = {name: _Rows([array]) for name, array in feeds.items()}
     sums: dict[str, _Sums] = {}
+    memory: defaultdict[int, _Memory] = defaultdict(_Memory)
     for piece, (graph, bands) in pieces.items():
         inputs = {name: tensors[name] for name in graph.inputs if name in bands.rows}
         made = {name: _Rows() for name in graph.outputs if name in bands.rows}
@@ -93,7 +112,10 @@ def run(pieces: Mapping[str, tuple[Graph, Bands]], call: Call, feeds: Mapping[st
         for name, norm in bands.norms.items():
             given[f"{name}.scale"], given[f"{name}.shift"] = sums.pop(name).normalizing(norm)
         for start, stop, top, bottom in _spans(graph, bands, inputs, size):
-            band = {name: rows.take(top * bands.rows[name], bottom * bands.rows[name]) for name, rows in inputs.items()}
+            band = {
+                name: rows.take(top * bands.rows[name], bottom * bands.rows[name], memory[place])
+                for place, (name, rows) in enumerate(inputs.items())
+            }
             for name, rows in inputs.items():
                 if last[name] == piece:
                     rows.drop((2 * stop - bottom) * bands.rows[name])  # above what the next band begins with
@@ -107,7 +129,7 @@ def run(pieces: Mapping[str, tuple[Graph, Bands]], call: Call, feeds: Mapping[st
                     sums.setdefault(name, _Sums()).add(*parts, found[name].shape[3])
             del found
         tensors = {name: rows for name, rows in {**tensors, **made}.items() if last[name] != piece or name in made}
-    return {name: rows.take(0, rows.count) for name, rows in tensors.items()}
+    return {name: rows.take(0, rows.count, _Memory()) for name, rows in tensors.items()}
 
 
 def _spans(graph: Graph, bands: Bands, inputs: Mapping[str, _Rows], size: int) -> Iterator[tuple[int, int, int, int]]:

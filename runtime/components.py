@@ -30,9 +30,9 @@ from .session import Session, SessionOptions, give_memory_back, open_session
 
 SHAPES = 2
 """Sessions of one component that are kept where a provider wants one for each picture size."""
-BAND = 24 << 20
+BAND = 20 << 20
 """Bytes of what goes into a piece of an autoencoder and comes out of it, for one band of rows. Neighbouring rows, which are computed
-twice, are then a twenty-fifth of the work; larger bands were no faster."""
+twice, are then a twentieth of the work; larger bands were no faster."""
 LEAN_BAND = 8 << 20
 """Likewise under leaner plans: a tenth of the work, and a fifth less memory (0.44 instead of 0.56 GB for 512 × 512)."""
 TILE = 40
