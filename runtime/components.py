@@ -23,7 +23,7 @@ from ..models.bundle import Bundle
 from ..models.errors import BundleError, ResourceError
 from ..models.manifest import Component, Graph, Tensor
 from . import bands, graph_cache
-from .failures import Cancelled
+from .failures import Cancelled, scarce
 from .plans import PLANS, Plan
 from .providers import Provider
 from .session import Session, SessionOptions, give_memory_back, open_session
@@ -145,7 +145,9 @@ class Components:
                 raise Cancelled("the run was cancelled")
             return self._session(f"{name}/{part}", given, variant).run(given)
 
-        return bands.run(self.bundle.manifest.components[name].pieces, piece, feeds, BAND if self.plan == "resident" else LEAN_BAND)
+        size = BAND if self.plan == "resident" else LEAN_BAND
+        with scarce(f"{name} in bands"):  # memory may run out between two pieces as well
+            return bands.run(self.bundle.manifest.components[name].pieces, piece, feeds, size)
 
     def in_bands(self, name: str) -> bool:
         """Whether component `name` works on bands of rows, one piece of its graph after the other. On the CPU these take as long as the
