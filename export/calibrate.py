@@ -68,19 +68,16 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def open_graph(graph: Path, *, lean: bool | None = None) -> Session:
-    """The graph on the CPU; with `lean`, as large ones are opened where nobody says anything, its weights stay on disk."""
-    if lean is None:
-        lean = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*")) >= LARGE
-    options = SessionOptions(threads=machine.cores(), prepack=not lean, reorder=not lean, arena=not lean)
-    return open_session(graph, resolve("cpu"), options)
+def open_graph(graph: Path, *, lean: bool | None = None, fold: bool = True) -> Session:
+    """The graph on the CPU; with `lean`, as large ones are opened where nobody says anything, its weights stay on disk.
 
-
-def open_plainly(graph: Path, *, lean: bool = True) -> Session:  # noqa: ARG001  # it always is
-    """The graph on the CPU operator by operator, as it was written: 16-bit weights are widened one at a time, tensors go when they
+    Without `fold` it runs operator by operator, as it was written: 16-bit weights are widened one at a time, and tensors go when they
     have been read.
     """
-    return open_session(graph, resolve("cpu"), SessionOptions(threads=machine.cores(), prepack=False, fold=False, arena=False))
+    if lean is None:
+        lean = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*")) >= LARGE
+    options = SessionOptions(threads=machine.cores(), prepack=not lean, reorder=not lean, fold=fold, arena=not lean)
+    return open_session(graph, resolve("cpu"), options)
 
 
 def run_in_bands(folder: Path, component: Component, feeds: Feeds, size: int) -> dict[str, NDArray[Any]]:

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -16,7 +17,7 @@ import onnx_ir as ir
 
 from ..models.manifest import Component, Precision, Target, Tensor
 from . import equalize, half, parity, quantize, ranges, recipe, sensitivity, write
-from .calibrate import Feeds, open_graph, open_plainly, size
+from .calibrate import Feeds, open_graph, size
 from .layers import Layer, layers
 from .pieces import Pieces, Values
 from .quantize import Form, Row
@@ -242,7 +243,7 @@ def to_fp16(name: str, float_folder: Path, folder: Path, feeds: Sequence[Feeds],
 
     Where NaN or Inf comes out, or less than `bar` (dB), the component stays float32, nothing is written, and the note says so.
     """
-    plain = write.load(float_folder)
+    plain, open_plainly = write.load(float_folder), partial(open_graph, fold=False)
     side = SIDES.get(name)
     checked = [feed if side is None else sensitivity.cut(feed, made.inputs, side) for feed in feeds[:: max(1, len(feeds) // CHECKED)]]
     given = [value.name or "" for value in plain.graph.outputs]

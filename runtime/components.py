@@ -34,7 +34,7 @@ BAND = 20 << 20
 """Bytes of what goes into a piece of an autoencoder and comes out of it, for one band of rows. Neighbouring rows, which are computed
 twice, are then a twentieth of the work; larger bands were no faster."""
 LEAN_BAND = 8 << 20
-"""Likewise under leaner plans: a tenth of the work, and a fifth less memory (0.44 instead of 0.56 GB for 512 × 512)."""
+"""Likewise under leaner plans: a tenth of the work, and less memory."""
 TILE = 40
 """Side of a tile that pictures are decoded and encoded in where memory is scarce, at most, in latent pixels, by graphs that are not
 cut for bands. Each tile is normalized by its own statistics, so that tones differ a little from those of a picture decoded whole."""
