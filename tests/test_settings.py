@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from diffusette.runtime import machine, providers
 from diffusette.runtime.providers import TABLE
 from diffusette.runtime.session import SessionOptions
-from diffusette.runtime.settings import settings_for
+from diffusette.runtime.settings import built_in_options, settings_for
 
 CPU = TABLE["cpu"]
 
@@ -39,6 +40,15 @@ def test_settings_are_what_each_provider_documents() -> None:
         assert settings.enable_mem_pattern is pattern
         assert settings.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
         assert settings.intra_op_num_threads == 3
+
+
+def test_built_in_openvino_computes_in_bfloat16_where_the_processor_has_it() -> None:
+    options = built_in_options(SessionOptions(threads=2))
+    assert (options["device_type"], options["num_of_threads"]) == ("CPU", "2")
+    if "bf16" in machine.flags():
+        assert json.loads(options["load_config"]) == {"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}}
+    else:
+        assert "load_config" not in options
 
 
 def test_sums_are_made_exact_in_the_slow_way_only_where_they_would_not_be() -> None:
