@@ -45,12 +45,20 @@ def scales(model: ir.Model, seen: Mapping[str, Observed]) -> dict[str, Array]:
     for pair in _pairs(model):
         assert pair.second.const_value is not None
         real: Array = pair.second.const_value.numpy()
-        weight: Array = np.maximum(np.abs(real).max(axis=1), 1e-6)
-        peaks = np.maximum(seen[pair.activation.name or ""].peaks, 1e-6)
-        scale = peaks**STRENGTH / weight ** (1 - STRENGTH)
-        scale /= np.exp(np.mean(np.log(scale)))
-        found[pair.name] = np.clip(scale, 1e-2, 1e2).astype(np.float32)
+        found[pair.name] = balanced(seen[pair.activation.name or ""].peaks, np.abs(real).max(axis=1))
     return found
+
+
+def balanced(peaks: Array, weight: Array) -> Array:
+    """What to divide each channel by, whose largest activation and largest weight these are."""
+    ratio = np.maximum(peaks, 1e-6) ** STRENGTH / np.maximum(weight, 1e-6) ** (1 - STRENGTH)
+    return centered(ratio.astype(np.float32))
+
+
+def centered(sizes: Array) -> Array:
+    """`sizes` over their geometric mean, none beyond a hundred times that or below a hundredth."""
+    sizes = np.maximum(sizes, 1e-6)
+    return np.clip(sizes / np.exp(np.mean(np.log(sizes))), 1e-2, 1e2).astype(np.float32)
 
 
 def divided(model: ir.Model, seen: Mapping[str, Observed], found: Mapping[str, Array]) -> dict[str, Observed]:
@@ -64,10 +72,10 @@ def apply(model: ir.Model, found: Mapping[str, Array]) -> ir.Model:
     for pair in _pairs(model):
         scale = found[pair.name]
         columns = _columns(pair, scale)
-        _scaled(pair.first, columns[None, :])
+        scaled(pair.first, columns[None, :])
         if pair.first_bias is not None:
-            _scaled(pair.first_bias, columns)
-        _scaled(pair.second, scale[:, None])
+            scaled(pair.first_bias, columns)
+        scaled(pair.second, scale[:, None])
     return model
 
 
@@ -94,7 +102,8 @@ def _columns(pair: _Pair, scale: Array) -> Array:
     return columns
 
 
-def _scaled(value: ir.Value, factor: Array) -> None:
+def scaled(value: ir.Value, factor: Array) -> None:
+    """Makes the initializer `value` hold itself times `factor`."""
     graph.changed_weight(value, graph.dims(value.const_value), lambda data: (data * factor).astype(np.float32))
 
 

@@ -16,6 +16,8 @@ from onnx_ir.passes import common
 
 Pass = Callable[[ir.Model], ir.Model]
 MICROSOFT = "com.microsoft"
+FACTORS = (".output_factors", ".input_factors")
+"""End the names of what the channels of a weight were multiplied with, which a LoRA has to know (`runtime/merge.py`)."""
 
 
 def apply(model: ir.Model, passes: Sequence[Pass]) -> ir.Model:
@@ -32,9 +34,16 @@ def declined(model: ir.Model) -> list[str]:
 
 
 def tidy(model: ir.Model) -> ir.Model:
-    """Drops nodes and initializers that nothing uses, and computes equal things once."""
+    """Drops nodes and initializers that nothing uses, and computes equal things once. No node uses the factors of a weight: they stay
+    as long as it does.
+    """
+    factors = {name: value for name, value in model.graph.initializers.items() if name.endswith(FACTORS)}
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
+    left = {name.rpartition(".weight")[0] for name in model.graph.initializers}
+    for name, value in factors.items():
+        if name.rpartition(".")[0] in left:
+            model.graph.initializers[name] = value
     return model
 
 

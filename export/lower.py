@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..models.manifest import Component, Precision, Target, Tensor
-from . import equalize, half, parity, quantize, ranges, recipe, sensitivity, write
+from . import equalize, half, parity, quantize, ranges, recipe, residual, sensitivity, write
 from .calibrate import Feeds, open_graph, size
 from .layers import Layer, layers
 from .pieces import Pieces, Values
@@ -58,6 +58,7 @@ class _Job:
     folder: Path
     scales: Mapping[str, ranges.Array]
     factors: Mapping[str, ranges.Array]
+    sizes: Mapping[str, residual.Sizes]
     calibration: quantize.Calibration
     form: Form | None
     checked: Sequence[Feeds]
@@ -66,8 +67,10 @@ class _Job:
     def make(self, kinds: Callable[[str], Kind]) -> tuple[parity.Parity, list[Row]]:
         """Writes the graph with these kinds, and compares it."""
         plain = equalize.apply(write.load(self.floats), self.scales)
+        sizes = residual.still(plain, kinds, self.sizes)
+        plain = residual.apply(plain, sizes)
         model, rows = quantize.quantize(plain, kinds, self.calibration, self.form)
-        write.save(equalize.keep(model, self.factors), self.folder)
+        write.save(equalize.keep(model, {**self.factors, **residual.factors(sizes)}), self.folder)
         return parity.compare(Pieces(self.folder, open_graph), self.checked, self.expected), rows
 
 
@@ -134,8 +137,9 @@ def to_integers(
     seen, outputs = ranges.observe(Pieces(float_folder, open_graph, watched), watched, feeds if watched else checked)
     expected = outputs[:: max(1, len(feeds) // CHECKED)] if watched else outputs
     scales = equalize.scales(plain, seen)
-    calibration = quantize.Calibration(equalize.divided(plain, seen, scales))
-    job = _Job(float_folder, folder, scales, equalize.factors(plain, scales), calibration, form, checked, expected)
+    sizes = residual.sizes(plain, kinds.__getitem__, seen)
+    calibration = quantize.Calibration(residual.divided(plain, equalize.divided(plain, seen, scales), sizes))
+    job = _Job(float_folder, folder, scales, equalize.factors(plain, scales), sizes, calibration, form, checked, expected)
     compared, rows = job.make(kinds.__getitem__)
     before: dict[str, Kind] = {row.layer: row.kind for row in rows}
     pictures = name in recipe.PSNR

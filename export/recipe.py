@@ -44,6 +44,11 @@ PSNR: Mapping[str, float] = MappingProxyType({"vae_decoder": 38.0})
 black -1."""
 
 
+def on_residual_stream(layer: str) -> bool:
+    """Whether `layer` takes and gives the residual stream itself: what changes its resolution (what changes its channels stays `half`)."""
+    return re.search(r"samplers\.\d+\.conv$", layer) is not None
+
+
 def kind(component: str, layer: str, elements: int, precision: Precision = "int8") -> Kind:
     """What the default recipe gives to `layer` (the name of its weight without `.weight`) of `component`, which has
     `elements` weights in all, for `precision` int8 or int4.

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from diffusette.export.export import Options, export_folder
+from diffusette.models import onnx_file
 from diffusette.models.bundle import DEMO, open_bundle, verify
 from diffusette.runtime import pipeline
 from diffusette.runtime.pipeline import Pipeline
@@ -50,6 +51,17 @@ def test_the_shipped_bundle_is_whole_and_weighs_at_most_40_megabytes() -> None:
     assert sum(file.size for file in bundle.manifest.files.values()) <= 40e6
     assert "LICENSE.md" in bundle.manifest.files
     assert bundle.manifest.components["unet"].precision == "int8"
+
+
+def test_every_graph_says_what_the_weights_of_its_feed_forwards_were_multiplied_with_for_loras_to_know() -> None:
+    for path in sorted((DEMO / "unet").glob("*.onnx")):
+        names = onnx_file.read(path).initializers.keys()
+        layers = {name.removesuffix(".weight_quantized") for name in names if name.endswith(".weight_quantized")}
+        second = {layer for layer in layers if layer.endswith(".ff.net.2")}
+        assert {f"{layer}.input_factors" for layer in second} == {name for name in names if name.endswith(".ff.net.2.input_factors")}
+        first = {layer for layer in layers if layer.endswith(".ff.net.0.proj")}
+        assert {f"{layer}.output_factors" for layer in first} == {name for name in names if name.endswith(".proj.output_factors")}
+        assert path.name == "shallow.onnx" or (first and second)
 
 
 def test_the_int8_bundle_draws_what_the_fp32_bundle_draws(shipped: Pipeline, floats: Pipeline) -> None:

@@ -16,8 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from diffusette.export import equalize, lower, parity, quantize, ranges, recipe, write
 from diffusette.export.calibrate import open_graph
 from diffusette.export.pieces import Pieces
+from diffusette.models import onnx_file
 from diffusette.models.errors import NumericalError
 from diffusette.models.manifest import Component, Tensor
+from diffusette.runtime import merge, providers
+from diffusette.runtime.session import SessionOptions, open_session
 
 RNG = np.random.default_rng(1)
 
@@ -183,6 +186,22 @@ def test_a_component_whose_layers_all_went_back_to_float_is_called_so(tmp_path):
     made = lower_to(tmp_path, 100.0, "int4", None)
     assert {row.kind for row in made.rows} == {"float"}
     assert made.component.precision == "fp32"
+
+
+@pytest.mark.parametrize("layer", ["ff.net.0.proj", "ff.net.2"])
+def test_a_lora_adds_to_a_scaled_feed_forward_as_to_the_model_s(tmp_path, layer):
+    lower_to(tmp_path, 20.0)
+    graph = tmp_path / "made" / write.GRAPH
+    weight = model().graph.initializers[f"{layer}.weight"].const_value.numpy()
+    delta = weight * normal(*weight.shape, scale=0.25)
+    weights = merge.added(graph, onnx_file.read(graph).initializers, layer, delta.T)
+    changed = open_session(graph, providers.resolve("cpu"), SessionOptions(weights=weights)).run(FEEDS[0])["y"]
+    expected = model()
+    expected.graph.initializers[f"{layer}.weight"].const_value = ir.tensor(weight + delta, name=f"{layer}.weight")
+    write.save(expected, tmp_path / "added")
+    wanted, before = (open_graph(tmp_path / name / write.GRAPH).run(FEEDS[0])["y"] for name in ("added", "float"))
+    assert parity.snr(wanted, before) < 17
+    assert parity.snr(wanted, changed) > 23
 
 
 def test_layers_that_cost_most_go_back_to_float_until_the_bar_is_met_and_the_rows_say_so(tmp_path):
