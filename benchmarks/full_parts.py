@@ -158,7 +158,7 @@ def pair(place: Place, entry: Entry, other: Entry, tick: Tick) -> Part:
     model, versus = (whole(row(contender, warmup=0), STEPS) for contender in contenders)
     found = compared(model, versus, timed.watch.noise())
     note = f"computed from {PAIRS} pairs of one step and one decoding"
-    return timed.part(place.key(entry, other), comparisons=(msgspec.structs.replace(found, note=note),))
+    return timed.part(place.key(entry, other), comparisons=(msgspec.structs.replace(found, model_name=entry.name, note=note),))
 
 
 def pictures(places: Sequence[Place], entry: Entry, tick: Tick) -> Part:

@@ -117,7 +117,7 @@ def _split(rows: Sequence[Mapping[str, Scalar]]) -> tuple[list[str], list[Column
     for place, (heading, side, show) in enumerate((*COLUMNS, *extra)):
         values = {show(row) for row in rows}
         if place < _ALWAYS and len(values) == 1:
-            told.append(f"{heading} {values.pop() or 'unknown'}")
+            told += [f"{heading} {value}" for value in values if value]
         else:
             shown.append((heading, side, show))
     return told, shown

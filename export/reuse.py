@@ -60,8 +60,19 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
         for path in names.values():
             path.unlink()
         return component, f"the graphs for less work give {found:.1f} dB, expected {BAR:.0f}: they are left out"
+    for path in names.values():
+        _say_shapes(path, ports["full"][1][DEEP])
     graphs = {name: Graph(f"{folder.name}/{path.name}", *ports[name], grid) for name, path in names.items()}
     return msgspec.structs.replace(component, graphs=graphs), ""
+
+
+def _say_shapes(path: Path, between: Tensor) -> None:
+    """Declares what lies between the graphs in the file as the manifest does: providers that need fixed shapes ask the file."""
+    model = _load(path)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.name == DEEP:
+            value.shape = ir.Shape(between.shape)
+    write.save_beside(model, path)
 
 
 _Ports = dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]
