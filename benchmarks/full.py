@@ -124,6 +124,8 @@ def measure(wanted: Sequence[Task], folder: Path, most: int, say: full_parts.Tic
         found[task.name] = part
         for row in part.rows:
             say(f"{head}: {row.error or f'{row.latencies[0]:.1f} s a picture'}")
+        for pair in part.comparisons:
+            say(f"{head}: {pair.refused if pair.latency is None else f'{pair.latency.ratio:.3g} of the time'}")
     return found
 
 

@@ -29,7 +29,7 @@ from .summary import latency
 from .worker import Drawn, Job
 
 STEPS = 20
-PAIRS = 5
+PAIRS = 9
 ROOT = Path(__file__).resolve().parents[1]
 Tick = Callable[[str], None]
 OPENVINO = Rival(

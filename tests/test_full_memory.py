@@ -61,6 +61,12 @@ def test_resident_draws_in_1_6_gigabytes(bundle: Path, tmp_path: Path) -> None:
     assert peak.rss < 1.6 * GB
 
 
+def test_sequential_draws_in_1_2_gigabytes(bundle: Path, tmp_path: Path) -> None:
+    drawn(bundle, tmp_path / "a.png", "--memory", "sequential")  # likewise
+    _, peak = drawn(bundle, tmp_path / "a.png", "--memory", "sequential")
+    assert peak.rss < 1.2 * GB
+
+
 def test_a_picture_comes_out_under_a_hard_limit_of_one_and_a_half_gigabytes(bundle: Path, tmp_path: Path) -> None:
     limit = "resource.setrlimit(resource.RLIMIT_DATA, (1_500_000_000, resource.RLIM_INFINITY))"
     said, _ = drawn(bundle, tmp_path / "a.png", "--memory", "auto", "--no-cache", limit=limit)
