@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..models import onnx_file
 from ..models.manifest import Component, Graph, Tensor
 from . import parity, write
 from .calibrate import open_graph
@@ -88,12 +89,15 @@ def _agreement(source: Path, paths: dict[str, Path], component: Component, deep:
     expected = _run(source, feeds)
     extra = {STRIDE: np.ones(2, np.int64)} if strided else {}
     outputs = _run(paths["full"], feeds | extra)
-    again = _run(paths["shallow"], feeds | extra | {DEEP: outputs[DEEP]})
+    given = feeds | extra | {DEEP: outputs[DEEP]}
+    taken = onnx_file.read(paths["shallow"]).inputs.keys()
+    again = _run(paths["shallow"], {name: value for name, value in given.items() if name in taken})
     worst = min(parity.snr(value, other[name]) for name, value in expected.items() for other in (outputs, again))
     inputs = component.inputs | ({STRIDE: Tensor("int64", (2,))} if strided else {})
     sizes = dict(zip(deep, outputs[DEEP].shape, strict=True))
     between = Tensor("float32", tuple(sizes[name] if name == "deep_channels" else name for name in deep))
-    return worst, {"full": (inputs, component.outputs | {DEEP: between}), "shallow": (inputs | {DEEP: between}, component.outputs)}
+    above = {name: tensor for name, tensor in (inputs | {DEEP: between}).items() if name in taken}
+    return worst, {"full": (inputs, component.outputs | {DEEP: between}), "shallow": (above, component.outputs)}
 
 
 def _run(graph: Path, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -156,7 +160,10 @@ def shallow(model: ir.Model, depth: int = DEPTH) -> ir.Model:
     model.graph.insert_before(join, cast_down)
     join.replace_input_with(0, cast_down.outputs[0])
     model.graph.inputs.append(given)
-    return tidy(model)
+    tidy(model)
+    for value in [value for value in model.graph.inputs if not value.uses()]:
+        model.graph.inputs.remove(value)  # OpenVINO would take one input for another
+    return model
 
 
 def localize_shapes(model: ir.Model) -> ir.Model:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..models.errors import RequestError
 from ..models.manifest import Graph, Noise
 from .components import Handle
-from .denoise import Array, Call, Feeds, Predict, Segment, caller, combine, unet
+from .denoise import EXTRA_CHANNELS, Array, Call, Feeds, Predict, Segment, caller, combine, unet
 from .noise_levels import Levels, timestep_of
 
 Speed = Literal["exact", "balanced", "fast"]
@@ -96,8 +96,19 @@ def saving(savings: Savings, session: Handle, noise: Noise, sigmas: Levels, size
     if grid is not None:
         strided = savings.strided and size[0] * size[1] // grid**2 >= TOKENS
         more[STRIDE] = np.array([2, 2] if strided else [1, 1], np.int64)
-    full, shallow = (caller(parts[name], noise) for name in (FULL, SHALLOW))
+    full, shallow = (_with_what_it_takes(parts[name], noise) for name in (FULL, SHALLOW))
     return Saving(reusing(full, shallow, more, timestep_of(noise), segment), held)
+
+
+def _with_what_it_takes(session: Handle, noise: Noise) -> Call:
+    """`caller`, given no feeds that the graph has no input for: above the cut there may be nothing that looks at the text."""
+    call, names = caller(session, noise), {*session.inputs, EXTRA_CHANNELS}
+
+    def taking(x: Array, sigma: float, feeds: Feeds, more: Feeds) -> Mapping[str, Array]:
+        given, further = ({name: value for name, value in one.items() if name in names} for one in (feeds, more))
+        return call(x, sigma, given, further)
+
+    return taking
 
 
 def _grid(handle: Handle) -> int | None:

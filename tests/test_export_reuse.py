@@ -20,7 +20,7 @@ from diffusette.export import reuse, write
 from diffusette.export.calibrate import open_graph
 from diffusette.models import manifest as manifests
 from diffusette.models import onnx_file
-from diffusette.models.bundle import open_bundle, verify
+from diffusette.models.bundle import DEMO, open_bundle, verify
 from diffusette.models.errors import BundleError
 from tests import small_graphs
 
@@ -44,7 +44,8 @@ def test_the_shallow_graph_on_the_full_ones_features_gives_what_the_model_gives(
     expected = open_graph(bundle / "unet/model.onnx").run(feeds)["out_sample"]
     full = open_graph(bundle / "unet/full.onnx").run(feeds | stride)
     np.testing.assert_array_equal(full["out_sample"], expected)
-    again = open_graph(bundle / "unet/shallow.onnx").run(feeds | stride | {"deep_features": full["deep_features"]})
+    shallow, given = open_graph(bundle / "unet/shallow.onnx"), feeds | stride | {"deep_features": full["deep_features"]}
+    again = shallow.run({name: given[name] for name in shallow.inputs})
     np.testing.assert_allclose(again["out_sample"], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -88,6 +89,16 @@ def test_with_a_stride_keys_and_values_come_from_every_second_pixel_as_torch_has
     found = open_graph(bundle / "unet/full.onnx").run(feeds | {"token_stride": np.array([2, 2])})
     np.testing.assert_allclose(found["out_sample"], expected, rtol=1e-3, atol=1e-4)
     assert manifests.read(bundle).components["unet"].graphs["full"].grid == 2
+
+
+def test_graphs_have_no_input_that_they_do_not_use_for_openvino_takes_others_for_it(sd1_bundle: Path) -> None:
+    for folder in (sd1_bundle, DEMO):
+        graphs = manifests.read(folder).components["unet"].graphs
+        for name, graph in graphs.items():
+            proto = onnx.load(folder / f"unet/{name}.onnx", load_external_data=False).graph
+            used = {one for node in proto.node for one in node.input}
+            assert {one.name for one in proto.input} == graph.inputs.keys() <= used
+    assert graphs["shallow"].inputs.keys() == {"sample", "timestep", "deep_features"}  # the demo model's outermost block reads no text
 
 
 def test_the_graphs_share_the_weight_file_and_stand_in_the_manifest(sd1_bundle: Path, tmp_path: Path) -> None:
