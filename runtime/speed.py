@@ -96,7 +96,7 @@ def saving(savings: Savings, session: Handle, noise: Noise, sigmas: Levels, size
     if grid is not None:
         strided = savings.strided and size[0] * size[1] // grid**2 >= TOKENS
         more[STRIDE] = np.array([2, 2] if strided else [1, 1], np.int64)
-    full, shallow = (_with_what_it_takes(parts[name], noise) for name in (FULL, SHALLOW))
+    full, shallow = caller(parts[FULL], noise), _with_what_it_takes(parts[SHALLOW], noise)
     return Saving(reusing(full, shallow, more, timestep_of(noise), segment), held)
 
 

@@ -31,7 +31,7 @@ FEEDS = [{"x": normal(1, 16, 12, 12) * SIZES[None, :, None, None]} for _ in rang
 
 
 def model():
-    """x → Relu, so that there is an activation → the convolution at stride 2 → twice itself, so that something follows."""
+    """x → LeakyRelu, so that there is an activation → the convolution at stride 2 → twice itself, so that something follows."""
     nodes = [
         helper.make_node("LeakyRelu", ["x"], ["h"], alpha=0.9),
         helper.make_node("Conv", ["h", f"{LAYER}.weight", f"{LAYER}.bias"], ["d"], strides=[2, 2], pads=[1, 1, 1, 1], name="down"),
