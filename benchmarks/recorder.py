@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from ..runtime import stem
 from ..runtime.components import Components, Variant
 from ..runtime.pipeline import Pipeline
 
@@ -19,6 +20,9 @@ class Call(NamedTuple):
     component: str
     start: float
     end: float
+
+
+_Arrays = Mapping[str, NDArray[Any]]
 
 
 class Exchange(NamedTuple):
@@ -38,16 +42,32 @@ class Recorder(Components):
         self.exchanges: list[Exchange] | None = None
         """Set it to a list, and what goes in and comes out is kept there."""
         self._inner = inner
+        self._stem: dict[str, NDArray[Any]] = {}
+        self._seconds = 0.0
 
-    def run(self, name: str, feeds: Mapping[str, NDArray[Any]], variant: Variant | None = None) -> dict[str, NDArray[Any]]:
-        """Run component `name` once; `Components.run`."""
+    def run(self, name: str, feeds: _Arrays, variant: Variant | None = None) -> dict[str, NDArray[Any]]:
+        """Run component `name` once; `Components.run`. A U-Net's stem is noted as the beginning of the call that it is made for."""
         started = time.perf_counter()
         outputs = self._inner.run(name, feeds, variant)
-        self.calls.append(Call(name.partition("/")[0], started, time.perf_counter()))
+        ended = time.perf_counter()
         self.plan = self._inner.plan  # a leaner one, if memory ran out
+        component, _, part = name.partition("/")
+        if part == stem.NAME:
+            self._stem, self._seconds = dict(feeds), ended - started
+            return outputs
+        self.calls.append(Call(component, started - self._seconds, ended))
+        self._seconds = 0.0
         if self.exchanges is not None:
-            self.exchanges.append(Exchange(name, dict(feeds), outputs))
+            self.exchanges.append(self._exchange(component, part, feeds, outputs))
         return outputs
+
+    def _exchange(self, component: str, part: str, feeds: _Arrays, outputs: _Arrays) -> Exchange:
+        """What the whole component was given and gave, where a stem came before; else what its graph `part` was."""
+        whole = self.bundle.manifest.components[component]
+        if part not in whole.graphs or not any(name.startswith(f"{stem.NAME}_") for name in whole.graphs[part].inputs):
+            return Exchange("/".join(filter(None, (component, part))), dict(feeds), dict(outputs))
+        given = {**self._stem, **feeds}
+        return Exchange(component, {name: given[name] for name in whole.inputs}, {name: outputs[name] for name in whole.outputs})
 
     def notes(self) -> tuple[str, ...]:
         """What the sessions had to say."""

@@ -11,7 +11,7 @@ import msgspec
 
 from ..models import families, manifest, noise_config
 from ..models.manifest import Target
-from . import bands, concepts, fused, graph_folder, optimum, reuse, vocabulary, write
+from . import bands, concepts, fused, graph_folder, optimum, reuse, stem, vocabulary, write
 from .pieces import Feeds
 from .source import LICENCES, Source
 
@@ -73,7 +73,7 @@ def _sealed(made: manifest.Manifest, folder: Path) -> manifest.Manifest:
 def assemble(
     bundle: Path, floats: Path, made: manifest.Manifest, recorded: Mapping[str, Sequence[Feeds]]
 ) -> tuple[manifest.Manifest, list[str]]:
-    """Moves into the bundle what is not there in another precision, cuts the U-Net for less work and the autoencoder for less memory,
+    """Moves into the bundle what is not there in another precision, cuts the U-Net for less work, the autoencoder for less memory,
     and seals it. `recorded` is what components were given when pictures were drawn, if any were.
 
     Gives the manifest, and what could not be done.
@@ -89,6 +89,9 @@ def assemble(
     if made.source.reference == "torch":
         components["unet"], note = reuse.add(bundle / "unet", components["unet"])
         notes.append(note)
+        if stem.pays(made.target):
+            components["unet"], note = stem.add(bundle / "unet", components["unet"])
+            notes.append(note)
     else:
         notes.append("graphs of another exporter are not cut: pictures cannot be drawn with less work")
     for name in [name for name in bands.HALVES if name in components and bands.pays(bundle / name, made.target)]:

@@ -6,7 +6,7 @@ do it, it says why in `declined(model)`. Weights stay lazy: a pass that changes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,14 +37,18 @@ def tidy(model: ir.Model) -> ir.Model:
     """Drops nodes and initializers that nothing uses, and computes equal things once. No node uses the factors of a weight: they stay
     as long as it does.
     """
-    factors = {name: value for name, value in model.graph.initializers.items() if name.endswith(FACTORS)}
+    known = dict(model.graph.initializers)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
-    left = {name.rpartition(".weight")[0] for name in model.graph.initializers}
-    for name, value in factors.items():
-        if name.rpartition(".")[0] in left:
-            model.graph.initializers[name] = value
+    for value in factors(known, model.graph.initializers):
+        model.graph.initializers.add(value)
     return model
+
+
+def factors(known: Mapping[str, ir.Value], weights: Collection[str]) -> list[ir.Value]:
+    """Those of `known` that belong to one of `weights`: what its channels were multiplied with."""
+    left = {name.rpartition(".weight")[0] for name in weights}
+    return [value for name, value in known.items() if name.endswith(FACTORS) and name.rpartition(".")[0] in left]
 
 
 def producer(value: ir.Value | None, kind: str) -> ir.Node | None:

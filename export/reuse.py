@@ -15,7 +15,7 @@ The passes work on the graph as it is published, in any precision: what was cali
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,7 +50,7 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
     names = {name: folder / f"{name}.onnx" for name in made}
     grid, deep = None, list[str]()
     for name, cut in made.items():
-        model = _load(source)
+        model = load(source)
         join = cut_at(model)
         if join is None:
             return component, "no place to cut the graph was found: pictures cannot be drawn with less work"
@@ -69,7 +69,7 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
 
 def _say_shapes(path: Path, between: Tensor) -> None:
     """Declares what lies between the graphs in the file as the manifest does: providers that need fixed shapes ask the file."""
-    model = _load(path)
+    model = load(path)
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name == DEEP:
             value.shape = ir.Shape(between.shape)
@@ -81,17 +81,11 @@ _Ports = dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 def _agreement(source: Path, paths: dict[str, Path], component: Component, deep: list[str], *, strided: bool) -> tuple[float, _Ports]:
     """The worst SNR of the outputs in dB, and the inputs and outputs of each graph; `deep` are the dimensions of what lies between."""
-    rng = np.random.default_rng(0)
-    feeds: dict[str, NDArray[Any]] = {}
-    for name, tensor in component.inputs.items():
-        shape = [size if isinstance(size, int) else _SIZES.get(size, 1) for size in tensor.shape]
-        feeds[name] = np.asarray(np.full(shape, 500) if name == "timestep" else rng.standard_normal(shape), tensor.dtype)
-    expected = _run(source, feeds)
-    extra = {STRIDE: np.ones(2, np.int64)} if strided else {}
-    outputs = _run(paths["full"], feeds | extra)
-    given = feeds | extra | {DEEP: outputs[DEEP]}
+    given = feeds(component)
+    expected = run(source, given)
+    outputs = run(paths["full"], given)
     taken = onnx_file.read(paths["shallow"]).inputs.keys()
-    again = _run(paths["shallow"], {name: value for name, value in given.items() if name in taken})
+    again = run(paths["shallow"], given | {DEEP: outputs[DEEP]})
     worst = min(parity.snr(value, other[name]) for name, value in expected.items() for other in (outputs, again))
     inputs = component.inputs | ({STRIDE: Tensor("int64", (2,))} if strided else {})
     sizes = dict(zip(deep, outputs[DEEP].shape, strict=True))
@@ -100,11 +94,25 @@ def _agreement(source: Path, paths: dict[str, Path], component: Component, deep:
     return worst, {"full": (inputs, component.outputs | {DEEP: between}), "shallow": (above, component.outputs)}
 
 
-def _run(graph: Path, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Opened the same way whatever its size: weights that are packed go to other kernels, which round otherwise."""
+def feeds(component: Component, height: int = 16, width: int = 24) -> dict[str, NDArray[Any]]:
+    """Something for each input of `component`, a U-Net, and for a stride that takes all: noise, in latents of that size."""
+    rng, sizes = np.random.default_rng(0), {"height": height, "width": width, "sequence_length": 8}
+    made: dict[str, NDArray[Any]] = {STRIDE: np.ones(2, np.int64)}
+    for name, tensor in component.inputs.items():
+        shape = [size if isinstance(size, int) else sizes.get(size, 1) for size in tensor.shape]
+        made[name] = np.asarray(np.full(shape, 500) if name == "timestep" else rng.standard_normal(shape), tensor.dtype)
+    return made
+
+
+def run(graph: Path, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What `graph` makes of those of `given` that it takes.
+
+    It is opened the same way whatever its size: weights that are packed go to other kernels, which round otherwise.
+    """
+    taken = onnx_file.read(graph).inputs.keys()
     pieces = Pieces(graph.parent, _open_lean, file=graph.name)
     try:
-        return pieces.run(feeds)
+        return pieces.run({name: value for name, value in given.items() if name in taken})
     finally:
         pieces.close()
 
@@ -120,10 +128,7 @@ def _deep_shape(join: ir.Node) -> list[str]:
     return ["batch_size", *(["deep_channels", *sides] if attribute(join, "axis") == 1 else [*sides, "deep_channels"])]
 
 
-_SIZES = {"height": 16, "width": 24, "sequence_length": 8}
-
-
-def _load(graph: Path) -> ir.Model:
+def load(graph: Path) -> ir.Model:
     """The model in the file `graph`; its large tensors stay where they are, and a copy of the graph can point there too."""
     model: ir.Model = cast("Any", ir).load(graph)
     return model

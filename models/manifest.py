@@ -81,7 +81,7 @@ class Component(_Struct, frozen=True):
     judged_as_functions: tuple[str, ...] = ()
     """Operators that only GPUs have: `parity_db` was measured on the CPU with what they compute in standard operators in their place."""
     graphs: dict[str, Graph] = {}
-    """Graphs that do less work, by name: `export/reuse.py` makes a U-Net's `full` and `shallow`, `export/bands.py` the pieces of an
+    """Graphs that do less work, by name: `export/reuse.py` and `export/stem.py` make a U-Net's, `export/bands.py` the pieces of an
     autoencoder's half."""
 
     @property

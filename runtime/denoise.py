@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -39,6 +40,9 @@ Segment = Callable[[float], int]
 """sigma → the number of the part of the trajectory that it lies in; what is kept from one step to the next is kept within a part."""
 
 
+_NOTHING: Feeds = MappingProxyType({})
+
+
 class Weighted(NamedTuple):
     """One of the prompts joined by AND."""
 
@@ -64,10 +68,10 @@ def always(feeds: Feeds) -> Conditioning:
     return lambda sigma: prompts  # noqa: ARG005  (the same at every sigma)
 
 
-def unet(session: Unet, noise: Noise) -> Predict:
-    """The prediction of a U-Net session, which takes `sample`, `timestep` and the feeds, and gives `out_sample`; see `caller`."""
+def unet(session: Unet, noise: Noise, more: Feeds = _NOTHING) -> Predict:
+    """The prediction of a U-Net session, which takes `sample`, `timestep`, the feeds and `more`, and gives `out_sample`; see `caller`."""
     call = caller(session, noise)
-    return lambda x, sigma, feeds: call(x, sigma, feeds, {})["out_sample"]
+    return lambda x, sigma, feeds: call(x, sigma, feeds, more)["out_sample"]
 
 
 def caller(session: Unet, noise: Noise) -> Call:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..models.errors import RequestError
 from ..models.manifest import Graph, Noise
+from . import stem
 from .components import Handle
 from .denoise import EXTRA_CHANNELS, Array, Call, Feeds, Predict, Segment, caller, combine, unet
 from .noise_levels import Levels, timestep_of
@@ -84,20 +85,22 @@ def saving(savings: Savings, session: Handle, noise: Noise, sigmas: Levels, size
 
     A bundle without the graphs for it can save calls for the negative prompt alone.
     """
-    if savings == Savings():
-        return Saving(unet(session, noise))
+    parts = session.parts
+    exact, stemmed = savings == Savings(), stem.NAME in parts
     segment = segments(sigmas, savings.every, savings.least)
     held = segment if savings.held else None
-    parts = session.parts
-    if not parts.keys() >= {FULL, SHALLOW}:
+    if not parts.keys() >= {FULL, SHALLOW} or (exact and not (stemmed and session.components.provider.device is None)):
         return Saving(unet(session, noise), held)
     more: dict[str, NDArray[np.generic]] = {}
     grid = _grid(parts[FULL])
     if grid is not None:
         strided = savings.strided and size[0] * size[1] // grid**2 >= TOKENS
         more[STRIDE] = np.array([2, 2] if strided else [1, 1], np.int64)
-    full, shallow = caller(parts[FULL], noise), _with_what_it_takes(parts[SHALLOW], noise)
-    return Saving(reusing(full, shallow, more, timestep_of(noise), segment), held)
+    full = stem.Stemmed(parts[stem.NAME], parts[FULL]) if stemmed else parts[FULL]
+    if exact:
+        return Saving(unet(full, noise, more))
+    shallow = _with_what_it_takes(parts[SHALLOW], noise)
+    return Saving(reusing(caller(full, noise), shallow, more, timestep_of(noise), segment), held)
 
 
 def _with_what_it_takes(session: Handle, noise: Noise) -> Call:

@@ -17,12 +17,21 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
 from diffusette.export import reuse, write
+from diffusette.export import stem as export_stem
 from diffusette.export.calibrate import open_graph
 from diffusette.models import manifest as manifests
 from diffusette.models import onnx_file
 from diffusette.models.bundle import DEMO, open_bundle, verify
 from diffusette.models.errors import BundleError
+from diffusette.runtime import stem
 from tests import small_graphs
+
+
+def opened(bundle: Path, name: str) -> Any:
+    """Graph `name` of the U-Net, with its stem where there is one."""
+    graph = open_graph(bundle / f"unet/{name}.onnx")
+    path = bundle / "unet/stem.onnx"
+    return stem.Stemmed(open_graph(path), graph) if name == "full" and path.exists() else graph
 
 
 def feeds_of(bundle: Path, side: int = 8) -> dict[str, np.ndarray]:
@@ -42,7 +51,7 @@ def test_the_shallow_graph_on_the_full_ones_features_gives_what_the_model_gives(
     bundle = bundle_of(family)[1]
     feeds, stride = feeds_of(bundle), {"token_stride": np.ones(2, np.int64)}
     expected = open_graph(bundle / "unet/model.onnx").run(feeds)["out_sample"]
-    full = open_graph(bundle / "unet/full.onnx").run(feeds | stride)
+    full = opened(bundle, "full").run(feeds | stride)
     np.testing.assert_array_equal(full["out_sample"], expected)
     shallow, given = open_graph(bundle / "unet/shallow.onnx"), feeds | stride | {"deep_features": full["deep_features"]}
     again = shallow.run({name: given[name] for name in shallow.inputs})
@@ -86,7 +95,7 @@ def test_with_a_stride_keys_and_values_come_from_every_second_pixel_as_torch_has
     with torch.no_grad():
         tensors = {name: torch.from_numpy(value) for name, value in feeds.items()}
         expected = unet(tensors["sample"], tensors["timestep"], tensors["encoder_hidden_states"]).sample.numpy()
-    found = open_graph(bundle / "unet/full.onnx").run(feeds | {"token_stride": np.array([2, 2])})
+    found = opened(bundle, "full").run(feeds | {"token_stride": np.array([2, 2])})
     np.testing.assert_allclose(found["out_sample"], expected, rtol=1e-3, atol=1e-4)
     assert manifests.read(bundle).components["unet"].graphs["full"].grid == 2
 
@@ -104,21 +113,25 @@ def test_graphs_have_no_input_that_they_do_not_use_for_openvino_takes_others_for
 def test_the_graphs_share_the_weight_file_and_stand_in_the_manifest(sd1_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "unet"
     shutil.copytree(sd1_bundle / "unet", folder)
-    for name in ("full.onnx", "shallow.onnx"):
+    for name in ("stem.onnx", "full.onnx", "shallow.onnx"):
         (folder / name).unlink()
     proto = onnx.load(folder / "model.onnx")
     onnx.save(proto, folder / "model.onnx", save_as_external_data=True, location=write.DATA, size_threshold=1024)
     size = (folder / write.DATA).stat().st_size
-    made, note = reuse.add(folder, manifests.read(sd1_bundle).components["unet"])
-    assert not note
+    made, notes = manifests.read(sd1_bundle).components["unet"], list[str]()
+    for add in (reuse.add, export_stem.add):
+        made, note = add(folder, made)
+        notes.append(note)
+    assert not any(notes)
     assert sorted(path.name for path in folder.iterdir() if path.suffix != ".json") == [
         "full.onnx",
         "model.onnx",
         write.DATA,
         "shallow.onnx",
+        "stem.onnx",
     ]
     assert (folder / write.DATA).stat().st_size == size
-    assert all((folder / name).stat().st_size < size for name in ("full.onnx", "shallow.onnx"))
+    assert all((folder / name).stat().st_size < size for name in ("stem.onnx", "full.onnx", "shallow.onnx"))
     assert made.graphs == manifests.read(sd1_bundle).components["unet"].graphs
     for name, graph in made.graphs.items():  # for providers that need fixed shapes, what is free in the file has to be free here
         declared = onnx_file.read(folder / f"{name}.onnx")

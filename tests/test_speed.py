@@ -22,6 +22,7 @@ from diffusette.runtime.guidance import Guidance, guided
 from diffusette.runtime.pipeline import Pipeline
 from diffusette.runtime.request import Request
 from diffusette.runtime.speed import Savings, segments
+from diffusette.runtime.stem import Stemmed
 
 PROMPT = "red apple on a blue table"
 X = np.ones((1, 4, 8, 8), np.float32)
@@ -161,10 +162,10 @@ def test_a_fast_picture_is_near_the_exact_one_and_takes_fewer_and_smaller_calls(
     unet: list[str] = []
     with calls(pipeline.load(sd1_bundle, "cpu", "resident", threads=1), unet) as drawer:
         exact = pixels(drawer)
-        assert unet == ["unet"] * 12
+        assert unet == ["unet/stem", "unet/full", "unet/full"] * 6
         unet.clear()
         fast = pixels(drawer, speed="fast")
-    assert unet == ["unet/full", "unet/full", "unet/shallow"] * 3  # prompt and negative, then the prompt alone
+    assert unet == ["unet/stem", "unet/full", "unet/full", "unet/shallow"] * 3  # prompt and negative, then the prompt alone
     assert 0 < np.abs(exact.astype(int) - fast).mean() < 8
 
 
@@ -216,13 +217,13 @@ def test_with_everything_whole_the_cut_graphs_draw_the_exact_picture(drawer: Pip
         np.testing.assert_array_equal(whole(X, sigma, feeds), exact(X, sigma, feeds))
 
 
-@pytest.mark.parametrize("module", ["up_blocks.1.resnets.1.conv1", "mid_block.resnets.0.conv1"])
-def test_loras_change_both_graphs(drawer: Pipeline, tmp_path: Path, module: str) -> None:
+@pytest.mark.parametrize("module", ["up_blocks.1.resnets.1.conv1", "mid_block.resnets.0.conv1", "down_blocks.0.resnets.0.conv1"])
+def test_loras_change_all_graphs(drawer: Pipeline, tmp_path: Path, module: str) -> None:
     out, into, *_ = merge.shape_of(drawer.bundle.graphs["unet"].initializers, module)
-    rng, stem = np.random.default_rng(0), f"lora_unet_{module.replace('.', '_')}"
+    rng, layer = np.random.default_rng(0), f"lora_unet_{module.replace('.', '_')}"
     down, up = rng.standard_normal((2, into, 3, 3)), rng.standard_normal((out, 2, 1, 1))
     save_file(
-        {f"{stem}.lora_down.weight": down.astype(np.float32), f"{stem}.lora_up.weight": up.astype(np.float32)}, tmp_path / "a.safetensors"
+        {f"{layer}.lora_down.weight": down.astype(np.float32), f"{layer}.lora_up.weight": up.astype(np.float32)}, tmp_path / "a.safetensors"
     )
     request = Request(PROMPT, loras=((tmp_path / "a.safetensors", 1.0),))
     changed = adapters.adapt(request, drawer.bundle, drawer.components, drawer.encoders).unet
@@ -234,22 +235,22 @@ def test_loras_change_both_graphs(drawer: Pipeline, tmp_path: Path, module: str)
     expected = changed.run(feeds)["out_sample"]
     assert np.abs(expected - drawer.components.get("unet").run(feeds)["out_sample"]).max() > 1e-3
     feeds["token_stride"] = np.array([1, 1])
-    full = changed.parts["full"].run(feeds)
+    full = Stemmed(changed.parts["stem"], changed.parts["full"]).run(feeds)
     np.testing.assert_array_equal(full["out_sample"], expected)
     given = {**feeds, "deep_features": full["deep_features"]}
     shallow = changed.parts["shallow"].run({name: given[name] for name in changed.parts["shallow"].inputs})
     np.testing.assert_allclose(shallow["out_sample"], expected, rtol=1e-5, atol=1e-5)
-    assert {name for name, *_ in drawer.components._open if name.startswith("unet")} == {"unet/full", "unet/shallow"}
+    assert {name for name, *_ in drawer.components._open if name.startswith("unet")} == {"unet/stem", "unet/full", "unet/shallow"}
 
 
 def test_a_bundle_without_the_graphs_saves_what_it_can_and_says_so(sd1_bundle: Path, tmp_path: Path) -> None:
     for path in sd1_bundle.rglob("*"):
-        if path.is_file() and path.stem not in {"full", "shallow"}:
+        if path.is_file() and path.stem not in {"stem", "full", "shallow"}:
             (tmp_path / path.relative_to(sd1_bundle)).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path.relative_to(sd1_bundle)).write_bytes(path.read_bytes())
     said = manifests.read(sd1_bundle)
     components = {**said.components, "unet": msgspec.structs.replace(said.components["unet"], graphs={})}
-    listed = {name: file for name, file in said.files.items() if Path(name).stem not in {"full", "shallow"}}
+    listed = {name: file for name, file in said.files.items() if Path(name).stem not in {"stem", "full", "shallow"}}
     (tmp_path / manifests.FILE_NAME).write_bytes(manifests.encode(msgspec.structs.replace(said, components=components, files=listed)))
     unet: list[str] = []
     with calls(pipeline.load(tmp_path, "cpu", "resident", threads=1), unet) as old:

@@ -1,0 +1,190 @@
+"""The part of a U-Net that does not look at the prompt: run once for a prompt and its negative, and the same numbers come out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from diffusette.benchmarks.recorder import recorded
+from diffusette.export import stem as export_stem
+from diffusette.export import write
+from diffusette.export.calibrate import open_graph
+from diffusette.models import manifest as manifests
+from diffusette.models.bundle import DEMO, open_bundle, verify
+from diffusette.models.manifest import Component, Tensor
+from diffusette.runtime import pipeline
+from diffusette.runtime.pipeline import Pipeline
+from diffusette.runtime.request import Request
+from diffusette.runtime.stem import Stemmed
+from tests import small_graphs
+from tests.test_export_reuse import feeds_of
+
+PROMPT = "red apple on a blue table"
+
+
+def unet_of(bundle: Path) -> Component:
+    return manifests.read(bundle).components["unet"]
+
+
+@pytest.mark.parametrize("side", [8, 12])
+def test_stem_and_rest_give_what_the_model_gives_to_the_bit(sd1_bundle: Path, side: int) -> None:
+    for bundle, size in ((sd1_bundle, side), (DEMO, 2 * side)):
+        feeds = feeds_of(bundle, size)
+        expected = open_graph(bundle / "unet/model.onnx").run(feeds)["out_sample"]
+        both = Stemmed(open_graph(bundle / "unet/stem.onnx"), open_graph(bundle / "unet/full.onnx"))
+        np.testing.assert_array_equal(both.run(feeds | {"token_stride": np.ones(2, np.int64)})["out_sample"], expected)
+
+
+def test_the_stem_has_what_comes_before_the_prompt_and_the_rest_has_nothing_of_it(sd1_bundle: Path) -> None:
+    for bundle in (sd1_bundle, DEMO):
+        stem, full = (onnx.load(bundle / f"unet/{name}.onnx", load_external_data=False).graph for name in ("stem", "full"))
+        early, late = ({one.name for one in graph.initializer if "_blocks." in one.name} for graph in (stem, full))
+        assert any("attn2.to_q" in name for name in early)
+        assert not any("attn2.to_k" in name or "attn2.to_v" in name for name in early)
+        assert not {name for name in early & late if "time_emb" not in name}
+        assert "encoder_hidden_states" not in {one.name for one in stem.input}
+
+
+def test_a_model_whose_prompt_is_in_its_time_embedding_is_left_in_one_graph(bundle_of: Callable[[str], tuple[Path, Path]]) -> None:
+    graphs = unet_of(bundle_of("sdxl")[1]).graphs
+    assert "stem" not in graphs
+    assert "sample" in graphs["full"].inputs
+
+
+def test_only_targets_that_compute_in_the_processors_memory_are_cut() -> None:
+    assert [target for target in ("portable", "cpu", "cuda", "directml", "openvino") if export_stem.pays(target)] == [
+        "portable",
+        "cpu",
+        "openvino",
+    ]
+
+
+def test_a_graph_that_cannot_be_cut_stays_as_it_is(sd1_bundle: Path, tmp_path: Path) -> None:
+    small_graphs.convolution(tmp_path / "unet/full.onnx")
+    before = (tmp_path / "unet/full.onnx").read_bytes()
+    component = unet_of(sd1_bundle)
+    assert export_stem.add(tmp_path / "unet", component) == (component, "")
+    assert [path.name for path in (tmp_path / "unet").iterdir()] == ["full.onnx"]
+    assert (tmp_path / "unet/full.onnx").read_bytes() == before
+
+
+def test_what_does_not_agree_with_the_model_is_not_kept(sd1_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "unet"
+    shutil.copytree(sd1_bundle / "unet", folder)
+    whole = onnx.load(folder / "model.onnx")
+    onnx.save(whole, folder / "full.onnx")
+    for one in whole.graph.initializer:
+        if one.name == "conv_out.bias":
+            one.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(one) + 100, one.name))
+    onnx.save(whole, folder / "model.onnx")
+    component = unet_of(sd1_bundle)
+    graph = msgspec.structs.replace(component.graphs["full"], outputs=component.outputs, inputs=component.inputs)
+    component = msgspec.structs.replace(component, graphs={"full": graph})
+    made, note = export_stem.add(folder, component)
+    assert made is component
+    assert "no part is shared by prompts" in note
+    assert not list(folder.glob("*.part*"))
+
+
+@dataclass
+class Counted:
+    """A session that counts its runs, and gives its name and what it was given, summed up."""
+
+    inputs: Mapping[str, Tensor]
+    gives: str
+    runs: list[float] = field(default_factory=list)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        assert feeds.keys() == self.inputs.keys()
+        total = float(sum(np.sum(array, dtype=np.float64) for array in feeds.values()))
+        self.runs.append(total)
+        return {self.gives: np.array(total)}
+
+
+def test_the_stem_is_run_again_only_for_another_sample_or_time() -> None:
+    one = Tensor("float32", ())
+    stem = Counted({"sample": one, "timestep": one}, "stem_0")
+    rest = Counted({"stem_0": one, "timestep": one, "text": one}, "out_sample")
+    both = Stemmed(stem, rest)
+    assert both.inputs.keys() == {"sample", "timestep", "text"}
+    sample, time = np.array([1.0, 2.0]), np.array(10.0)
+
+    def run(text: float) -> float:
+        return float(both.run({"sample": sample, "timestep": time, "text": np.array(text)})["out_sample"])
+
+    assert (run(100.0), run(200.0)) == (13.0 + 10 + 100, 13.0 + 10 + 200)
+    assert stem.runs == [13.0]
+    sample += 1  # the same array
+    assert (run(100.0), run(200.0)) == (15.0 + 10 + 100, 15.0 + 10 + 200)
+    time = np.array(20.0)
+    run(100.0)
+    assert stem.runs == [13.0, 15.0, 25.0]
+
+
+def drawn(drawer: Pipeline, **fields: object) -> np.ndarray:
+    return np.asarray(drawer.generate(Request(PROMPT, seed=5, width=16, height=16, steps=6, **fields)).images[0])
+
+
+def without_stem(bundle: Path, folder: Path) -> Path:
+    """A copy of `bundle` whose U-Net is one graph alone."""
+    shutil.copytree(bundle, folder)
+    said = manifests.read(bundle)
+    gone = {f"unet/{name}.onnx" for name in said.components["unet"].graphs}
+    for name in gone:
+        (folder / name).unlink()
+    components = {**said.components, "unet": msgspec.structs.replace(said.components["unet"], graphs={})}
+    files = {name: file for name, file in said.files.items() if name not in gone}
+    (folder / manifests.FILE_NAME).write_bytes(manifests.encode(msgspec.structs.replace(said, components=components, files=files)))
+    return folder
+
+
+@pytest.mark.parametrize("plan", ["resident", "sequential", "streamed"])
+@pytest.mark.parametrize("prompt", ["a cat", "a cat AND a red dog :0.7", "a [cat:dog:0.5]"])
+def test_pictures_are_the_same_with_and_without_a_stem(sd1_bundle: Path, tmp_path: Path, plan: str, prompt: str) -> None:
+    request = Request(prompt, negative="grey", seed=5, width=16, height=16, steps=4)
+    pictures: list[np.ndarray] = []
+    for bundle in (sd1_bundle, without_stem(sd1_bundle, tmp_path / "whole")):
+        with pipeline.load(bundle, "cpu", plan, threads=1) as drawer:
+            pictures.append(np.asarray(drawer.generate(request).images[0]))
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+
+
+def test_elsewhere_than_in_the_processors_memory_exact_pictures_take_the_whole_graph(sd1_bundle: Path) -> None:
+    with pipeline.load(sd1_bundle, "cpu", "resident", threads=1) as drawer:
+        expected = drawn(drawer)
+        drawer.components.provider = replace(drawer.components.provider, device="cpu")  # ORT's name of a memory
+        drawer.close()
+        found = drawn(drawer)
+        assert {name for name, *_ in drawer.components._open if name.startswith("unet")} == {"unet"}
+    assert np.abs(found.astype(int) - expected).max() <= 1  # prompt and negative as one batch
+
+
+def test_measurements_take_a_stem_for_the_beginning_of_the_call_that_it_is_made_for(sd1_bundle: Path) -> None:
+    with pipeline.load(sd1_bundle, "cpu", "resident", threads=1) as opened:
+        drawer, recorder = recorded(opened)
+        recorder.exchanges = []
+        drawn(drawer)
+        calls = [call for call in recorder.calls if call.component == "unet"]
+        assert len(calls) == 12
+        assert all(earlier.end <= later.start for earlier, later in pairwise(calls))
+        exchanged = [one for one in recorder.exchanges if one.component.startswith("unet")]
+        assert {one.component for one in exchanged} == {"unet"}
+        for one in exchanged[:3]:
+            np.testing.assert_array_equal(opened.components.run("unet", one.feeds)["out_sample"], one.outputs["out_sample"])
+
+
+def test_the_shipped_bundle_has_a_stem_and_is_whole(sd1_bundle: Path) -> None:
+    for bundle in (DEMO, sd1_bundle):
+        assert unet_of(bundle).graphs.keys() == {"stem", "full", "shallow"}
+        assert (bundle / "unet" / write.GRAPH).is_file()
+    assert not verify(open_bundle(DEMO))
