@@ -54,6 +54,7 @@ def settings_for(ort: Any, provider: Provider, options: SessionOptions) -> Any:
     settings.enable_cpu_mem_arena = options.arena
     if options.arena and provider.name == "cpu":
         arena.share(ort, settings)
+    settings.add_session_config_entry("session.force_spinning_stop", "1")  # else they keep the next session's waiting
     for name, value in options.dimensions.items():
         settings.add_free_dimension_override_by_name(name, value)
     if not options.prepack:

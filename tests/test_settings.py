@@ -42,6 +42,11 @@ def test_settings_are_what_each_provider_documents() -> None:
         assert settings.intra_op_num_threads == 3
 
 
+def test_threads_of_a_session_that_is_done_leave_the_cores_to_the_next_one() -> None:
+    settings = settings_for(providers.onnxruntime(), CPU, SessionOptions())
+    assert settings.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def test_built_in_openvino_computes_in_bfloat16_where_the_processor_has_it() -> None:
     options = built_in_options(SessionOptions(threads=2))
     assert (options["device_type"], options["num_of_threads"]) == ("CPU", "2")
