@@ -6,6 +6,9 @@ is normalized next, and the sums that its mean and variance come from. `runtime/
 full-width bands of rows: what comes out is what the whole graph gives, to rounding, in a fraction of the memory.
 
 What lies at the lowest resolution, attention included, stays one piece that is run whole. All share the weight file.
+
+Between two pieces a tensor waits until the mean and variance of all of it are known, so that all of it goes through memory. What is
+made of 8-bit tensors, a residual sum for one, waits as these, and is made again by each piece that takes it.
 """
 
 from __future__ import annotations
@@ -36,6 +39,11 @@ BELOW = 3.0
 to another number there, and what follows is off by as much as rounding costs anyway, once for each of the two."""
 SIDE = 16
 """Side of the recorded latents that the two are compared on, at most, in latent pixels."""
+MOST = 3
+"""8-bit tensors that a tensor is made of again, at most: to read and add up four takes longer than to read one in float."""
+_REMADE = frozenset({"Add", "DequantizeLinear", "Mul"})
+_ZEROS = {"QuantizeLinear": 2, "QLinearConv": 7}
+"""Operators that give 8 bit, and which of their inputs is the zero point."""
 SCALE, SHIFT, SUMS, SQUARES = ".scale", ".shift", ".sums", ".squares"
 """What the inputs and outputs that belong to a normalized tensor have after its name."""
 
@@ -141,7 +149,9 @@ class Piece:
     inputs: tuple[ir.Value, ...]
     outputs: tuple[ir.Value, ...]
     normalized: frozenset[str]
-    """Names of the inputs that it normalizes."""
+    """Names of the tensors that it normalizes: inputs, or what it makes again of them."""
+    summed: frozenset[str]
+    """Names of the tensors that it makes and a later piece normalizes."""
     halo: int | None
     rows: dict[str, int]
     channels: dict[str, int]
@@ -149,22 +159,97 @@ class Piece:
 
 def pieces(model: ir.Model, normalized: Collection[str]) -> list[Piece]:
     """What `model`, whose normalizations are `opened`, falls into; empty where the high resolutions cannot be cut into rows."""
-    numbers, scales, channels = places(model, normalized), rows.scales(model), rows.channels(model)
+    numbers = remade(model, places(model, normalized))
+    scales, channels = rows.scales(model), rows.channels(model)
+    made = {value.name or "": value for node in model.graph for value in node.outputs if value.name in normalized}
     found: list[Piece] = []
     for number in range(1 + max(numbers.values())):
         nodes = [node for node in model.graph if numbers.get(id(node)) == number]
         inputs, outputs = _between(nodes, numbers, number)
-        known = [scales.get(id(value)) for value in (*inputs, *outputs)]
+        own = frozenset(name for name in normalized if _first(model, name + SCALE, numbers) == number)
+        summed = [value for value in made.values() if _number(value, numbers) == number]
+        given = [*outputs, *(value for value in summed if value not in outputs)]
+        known = [scales.get(id(value)) for value in (*inputs, *given)]
         unit = min((scale for scale in known if scale is not None), default=Fraction(1))
         if not all(scale is not None and (scale / unit).denominator == 1 for scale in known):
             return []
-        if not all(id(value) in channels for value in (*inputs, *outputs)):
+        if not all(id(value) in channels for value in (*inputs, *given, *(made[name] for name in own))):
             return []
-        wide = {value.name or "": channels[id(value)] for value in (*inputs, *outputs)}
-        times = {value.name or "": int(scales[id(value)] / unit) for value in (*inputs, *outputs)}
-        own = frozenset(name for name in normalized if _first(model, name + SCALE, numbers) == number)
-        found.append(Piece(tuple(inputs), tuple(outputs), own, rows.halo(nodes, times, inputs, outputs), times, wide))
+        wide = {value.name or "": channels[id(value)] for value in (*inputs, *given, *(made[name] for name in own))}
+        times = {value.name or "": int(scales[id(value)] / unit) for value in (*inputs, *given)}
+        halo = rows.halo(nodes, times, inputs, given)
+        found.append(Piece(tuple(inputs), tuple(outputs), own, frozenset(value.name or "" for value in summed), halo, times, wide))
     return found if any(piece.halo is not None for piece in found) else []
+
+
+def remade(model: ir.Model, numbers: Mapping[int, int]) -> dict[int, int]:
+    """Makes what is made of 8-bit tensors and goes from one piece to others again in each of them, where these take fewer bytes.
+
+    `numbers` are the pieces that nodes belong to, as `places` gives them; what comes back knows the new nodes as well.
+    """
+    found = dict(numbers)
+    for node in list(model.graph):
+        if id(node) not in numbers:
+            continue
+        for value in node.outputs:
+            later = sorted({found[id(use.node)] for use in value.uses()} - {found[id(node)]})
+            if node.op_type not in _REMADE or not later or value.is_graph_output():
+                continue
+            parts = _parts(value)
+            if parts is None or len(parts) > MOST:
+                continue
+            for number in later:
+                users = [use for use in value.uses() if found[id(use.node)] == number]
+                first = next(one for one in model.graph if any(one is use.node for use in users))
+                nodes: list[ir.Node] = []
+                again = _copy(value, nodes)
+                model.graph.insert_before(first, nodes)
+                found |= {id(one): number for one in nodes}
+                for use in users:
+                    use.node.replace_input_with(use.idx, again)
+    return found
+
+
+def _parts(value: ir.Value) -> set[ir.Value] | None:
+    """The 8-bit tensors that `value` is made of, elementwise; None where something else goes into it."""
+    node = value.producer()
+    if node is None or node.op_type not in _REMADE:
+        return None
+    if node.op_type == "DequantizeLinear":
+        stored = node.inputs[0]
+        return None if stored is None or _dtype(stored).itemsize != 1 else {stored}
+    parts = set[ir.Value]()
+    for one in node.inputs:
+        if one is None or _is_constant(one):
+            continue
+        further = _parts(one)
+        if further is None:
+            return None
+        parts |= further
+    return parts
+
+
+def _copy(value: ir.Value, nodes: list[ir.Node]) -> ir.Value:
+    """What has the numbers of `value`, made of the same 8-bit tensors by new nodes, which come into `nodes`."""
+    node = value.producer()
+    if node is None or node.op_type not in _REMADE or _is_constant(value):
+        return value
+    inputs = [one if one is None or node.op_type == "DequantizeLinear" else _copy(one, nodes) for one in node.inputs]
+    nodes.append(ir.Node(node.domain, node.op_type, inputs, [*node.attributes.values()], version=node.version))
+    return nodes[-1].outputs[0]
+
+
+def _dtype(value: ir.Value) -> ir.DataType:
+    """What the elements of a tensor are: those of the zero point where it rounds to 8 bit, else float32."""
+    node = value.producer()
+    if node is None:
+        return value.dtype or ir.DataType.FLOAT
+    if node.op_type == "Resize" and node.inputs[0] is not None:
+        return _dtype(node.inputs[0])
+    if node.op_type not in _ZEROS:
+        return ir.DataType.FLOAT
+    zero = node.inputs[_ZEROS[node.op_type]] if len(node.inputs) > _ZEROS[node.op_type] else None
+    return ir.DataType.UINT8 if zero is None or zero.dtype is None else zero.dtype
 
 
 def _first(model: ir.Model, port: str, numbers: Mapping[int, int]) -> int | None:
@@ -257,15 +342,15 @@ def _write(model: ir.Model, piece: Piece, normalized: Mapping[str, Norm], path: 
     outputs: dict[str, Tensor] = {}
     for value in (*piece.inputs, *piece.outputs):
         name, side = value.name or "", inputs if value in piece.inputs else outputs
-        channels = piece.channels[name]
-        side[name] = Tensor("float32", ("batch_size", channels, f"{name}.rows", f"{name}.columns"))
-        if name in piece.normalized:
-            side |= {name + end: Tensor("float32", ("batch_size", channels, 1, 1)) for end in (SCALE, SHIFT)}
-        elif side is outputs and name in normalized:
-            side |= {name + end: Tensor("float32", ("batch_size", channels, f"{name}.rows")) for end in (SUMS, SQUARES)}
+        side[name] = Tensor(_dtype(value).numpy().name, ("batch_size", piece.channels[name], f"{name}.rows", f"{name}.columns"))
+    for name in sorted(piece.normalized):
+        inputs |= {name + end: Tensor("float32", ("batch_size", piece.channels[name], 1, 1)) for end in (SCALE, SHIFT)}
+    for name in sorted(piece.summed):
+        outputs |= {name + end: Tensor("float32", ("batch_size", piece.channels[name], f"{name}.rows")) for end in (SUMS, SQUARES)}
     graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
     for value in (*graph.inputs, *graph.outputs):
-        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape((inputs | outputs)[value.name or ""].shape)
+        tensor = (inputs | outputs)[value.name or ""]
+        value.type, value.shape = ir.TensorType(ir.DataType.from_numpy(np.dtype(tensor.dtype))), ir.Shape(tensor.shape)
     write.save_beside(ir.Model(graph, ir_version=model.ir_version), path)
     bands = Bands(piece.rows, piece.halo, {name: normalized[name] for name in sorted(piece.normalized)})
     return Graph(f"{path.parent.name}/{path.name}", inputs, outputs, bands=bands)

@@ -145,20 +145,28 @@ def _check_component(folder: Path, name: str, component: Component, found: Manif
 
 def _check_pieces(name: str, component: Component) -> None:
     """That each piece of a component takes what is there by then, and that they give all that the component does."""
-    known, summed = set(component.inputs), set[str]()
+    known, summed = {tensor: described.dtype for tensor, described in component.inputs.items()}, dict[str, int]()
     for part, (graph, bands) in component.pieces.items():
         where, pixels = f"{manifests.FILE_NAME}: $.components.{name}.graphs.{part}.bands", bands.rows.keys()
         given = {f"{tensor}{end}" for tensor in bands.norms for end in (".scale", ".shift")}
-        wide = all(len(tensor.shape) == 4 and isinstance(tensor.shape[1], int) for tensor in _of(pixels, graph))
-        right = wide and graph.inputs.keys() == (pixels & known & graph.inputs.keys()) | given and bands.norms.keys() <= summed & pixels
-        if not right or not min(bands.rows.values(), default=0) >= 1 or (bands.halo or 0) < 0:
+        wide = all(len(tensor.shape) == 4 and isinstance(tensor.shape[1], int) for tensor in _of({*pixels, *given}, graph))
+        taken = {tensor: described.dtype for tensor, described in graph.inputs.items() if tensor not in given}
+        right = wide and given <= graph.inputs.keys() and taken.keys() <= pixels and taken.items() <= known.items()
+        if not right or not bands.norms.keys() <= summed.keys() or not min(bands.rows.values(), default=0) >= 1 or (bands.halo or 0) < 0:
             raise BundleError(f"{where} does not fit what the piece takes and what comes before it: export the model again")
-        if any(norm.groups < 1 or int(graph.inputs[tensor].shape[1]) % norm.groups for tensor, norm in bands.norms.items()):
+        if any(norm.groups < 1 or summed[tensor] < 1 or summed[tensor] % norm.groups for tensor, norm in bands.norms.items()):
             raise BundleError(f"{where}.norms: the groups do not divide the channels: export the model again")
-        summed |= {tensor for tensor in pixels & graph.outputs.keys() if {f"{tensor}.sums", f"{tensor}.squares"} <= graph.outputs.keys()}
-        known |= pixels & graph.outputs.keys()
-    if component.pieces and not component.outputs.keys() <= known:
+        ends = {tensor for tensor in pixels if {f"{tensor}.sums", f"{tensor}.squares"} <= graph.outputs.keys()}
+        summed |= {tensor: _channels(graph.outputs[f"{tensor}.sums"]) for tensor in ends}
+        known |= {tensor: graph.outputs[tensor].dtype for tensor in pixels & graph.outputs.keys()}
+    if component.pieces and not component.outputs.keys() <= known.keys():
         raise BundleError(f"{manifests.FILE_NAME}: $.components.{name}.graphs: the pieces do not give {sorted(component.outputs)}")
+
+
+def _channels(tensor: Tensor) -> int:
+    """How many there are, 0 where that is not said."""
+    size = tensor.shape[1] if len(tensor.shape) > 1 else 0
+    return size if isinstance(size, int) else 0
 
 
 def _of(names: Collection[str], graph: manifests.Graph) -> list[Tensor]:

@@ -48,11 +48,11 @@ class Bands(_Struct, frozen=True):
     """How a graph works on some rows of its tensors at a time; `export/bands.py` makes such graphs, `runtime/bands.py` runs them."""
 
     rows: dict[str, int]
-    """Rows of each tensor for one row of the coarsest of them."""
+    """Rows of each tensor that is taken, given, or summed up for later normalizing, for one row of the coarsest of them."""
     halo: int | None
     """Rows of the coarsest that are needed above and below those that come out; None needs all."""
     norms: dict[str, Norm]
-    """The inputs that are normalized, for which `NAME.scale` and `NAME.shift` are given."""
+    """The tensors that are normalized, for which `NAME.scale` and `NAME.shift` are given; inputs, or made of 8-bit ones again."""
 
 
 class Graph(_Struct, frozen=True):

@@ -5,6 +5,7 @@ were cut; a band has the few rows of its neighbours beside its own that convolut
 So there are no seams, whatever the height of a band.
 
 Tensors between pieces are kept as the bands that they were made in, and a band is dropped as soon as nothing needs it any more.
+What is made of 8-bit tensors is kept as these; only its sums are its own.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class _Sums:
 def run(pieces: Mapping[str, tuple[Graph, Bands]], call: Call, feeds: Mapping[str, Array], size: int) -> dict[str, Array]:
     """Every output of the whole graph by its name; `feeds` are what it takes, `pieces` what it was cut into, in order.
 
-    `size` is about how many bytes go into a piece and come out of it for one band.
+    `size` is about how many bytes go into a piece and come out of it for one band; 8-bit numbers, which are float inside, count as two.
     """
     last = {name: piece for piece, (_, bands) in pieces.items() for name in bands.rows}
     tensors = {name: _Rows([array]) for name, array in feeds.items()}
@@ -111,6 +112,7 @@ def run(pieces: Mapping[str, tuple[Graph, Bands]], call: Call, feeds: Mapping[st
         given: dict[str, Array] = {}
         for name, norm in bands.norms.items():
             given[f"{name}.scale"], given[f"{name}.shift"] = sums.pop(name).normalizing(norm)
+        columns = _columns(bands, inputs)
         for start, stop, top, bottom in _spans(graph, bands, inputs, size):
             band = {
                 name: rows.take(top * bands.rows[name], bottom * bands.rows[name], memory[place])
@@ -124,12 +126,19 @@ def run(pieces: Mapping[str, tuple[Graph, Bands]], call: Call, feeds: Mapping[st
             for name, rows in made.items():
                 own = slice((start - top) * bands.rows[name], (stop - top) * bands.rows[name])
                 rows.bands.append(found[name][:, :, own].copy())  # as it is, it would keep all that its session computed in
-                if f"{name}.sums" in found:
-                    parts = (found[f"{name}.sums"][..., own], found[f"{name}.squares"][..., own])
-                    sums.setdefault(name, _Sums()).add(*parts, found[name].shape[3])
+            for name in [name for name in bands.rows if f"{name}.sums" in found]:
+                own = slice((start - top) * bands.rows[name], (stop - top) * bands.rows[name])
+                parts = (found[f"{name}.sums"][..., own], found[f"{name}.squares"][..., own])
+                sums.setdefault(name, _Sums()).add(*parts, columns * bands.rows[name])
             del found
         tensors = {name: rows for name, rows in {**tensors, **made}.items() if last[name] != piece or name in made}
     return {name: rows.take(0, rows.count, _Memory()) for name, rows in tensors.items()}
+
+
+def _columns(bands: Bands, inputs: Mapping[str, _Rows]) -> int:
+    """Columns of the coarsest tensor."""
+    name, rows = next(iter(inputs.items()))
+    return rows.bands[0].shape[3] // bands.rows[name]
 
 
 def _spans(graph: Graph, bands: Bands, inputs: Mapping[str, _Rows], size: int) -> Iterator[tuple[int, int, int, int]]:
@@ -139,9 +148,13 @@ def _spans(graph: Graph, bands: Bands, inputs: Mapping[str, _Rows], size: int) -
     if bands.halo is None:
         yield 0, units, 0, units
         return
-    columns = rows.bands[0].shape[3] // bands.rows[name]
+    columns = _columns(bands, inputs)
     tensors = {**graph.inputs, **graph.outputs}
-    row = sum(4 * int(tensors[name].shape[1]) * columns * times**2 for name, times in bands.rows.items())
+    row = sum(
+        max(np.dtype(tensor.dtype).itemsize, 2) * int(tensor.shape[1]) * columns * bands.rows[name] ** 2
+        for name, tensor in tensors.items()
+        if name in bands.rows
+    )
     count = min(units, max(1, units * row // size))
     edges = [units * number // count for number in range(count + 1)]
     for start, stop in pairwise(edges):

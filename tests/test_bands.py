@@ -83,6 +83,31 @@ def test_bands_share_the_rows_evenly_and_a_piece_is_done_before_the_next_begins(
     assert max(second) - min(second) <= 1
 
 
+def test_what_is_made_of_8_bit_tensors_is_normalized_by_its_own_statistics_and_waits_as_these() -> None:
+    stored = Tensor("uint8", ("batch_size", 2, "rows", "columns"))
+    ports = {name: Tensor("float32", ("batch_size", 2, "rows")) for name in ("y.sums", "y.squares")}
+    ends = {name: Tensor("float32", ("batch_size", 2, 1, 1)) for name in ("y.scale", "y.shift")}
+    pieces = {
+        "one": graph({"x": pixels(2)}, {"s": stored, **ports}, rows={"x": 1, "s": 1, "y": 1}, halo=0, norms={}),
+        "two": graph({"s": stored, **ends}, {"z": pixels(2)}, rows={"s": 1, "z": 1}, halo=0, norms={"y": Norm(1, 0.0)}),
+    }
+
+    def computed(piece: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if piece == "two":
+            assert feeds["s"].dtype == np.uint8
+            return {"z": feeds["s"] * np.float32(0.5) * feeds["y.scale"] + feeds["y.shift"]}
+        s = np.round(feeds["x"]).astype(np.uint8)
+        y = s * np.float32(0.5)
+        return {"s": s, "y.sums": y.sum(axis=3), "y.squares": np.square(y).sum(axis=3)}  # type: ignore[dict-item]
+
+    x = np.random.default_rng(0).uniform(0, 255, (3, 2, 7, 5)).astype(np.float32)
+    y = np.round(x).astype(np.float64)
+    expected = (y - y.mean(axis=(1, 2, 3), keepdims=True)) / y.std(axis=(1, 2, 3), keepdims=True)
+    found = bands.run(pieces, computed, {"x": x}, 60)
+    assert list(found) == ["z"]
+    np.testing.assert_allclose(found["z"], expected, atol=1e-5)
+
+
 def test_rows_go_as_soon_as_nothing_needs_them() -> None:
     pieces = {
         "one": graph({"x": pixels(16)}, {"y": pixels(16)}, rows={"x": 1, "y": 2}, halo=1, norms={}),

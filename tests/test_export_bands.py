@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -159,3 +160,106 @@ def test_an_8_bit_decoder_is_cut_as_well(tmp_path: Path) -> None:
     found, _ = in_bands(tmp_path / "vae_decoder", component, latents, 1 << 16)
     error = np.sqrt(np.mean((found - expected) ** 2)) / np.sqrt(np.mean(expected**2))
     assert error < 1e-3  # 60 dB
+
+
+def rounding() -> onnx.ModelProto:
+    """z → normalized, enlarged, convolved to a; then twice b = a + what convolving a, normalized, gives; b normalized and convolved.
+    All but the last convolution in 8 bit.
+    """
+    node = onnx.helper.make_node
+    three = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [*normalization("z", "z1"), node("Resize", ["z1", "", "twice"], ["z2"], **RESIZE)]
+
+    def convolved(x: str, y: str) -> None:
+        nodes.append(node("QuantizeLinear", [x, "step", "zero"], [f"{x}_stored"]))
+        given = [f"{x}_stored", "step", "zero", "w8", "steps", "zeros8", "wide", "zero"]
+        nodes.extend([node("QLinearConv", given, [f"{y}_stored"], **three), node("DequantizeLinear", [f"{y}_stored", "wide", "zero"], [y])])
+
+    convolved("z2", "a0")
+    nodes.append(node("Mul", ["a0", "factors"], ["a"]))
+    for x, y in (("a", "b"), ("b", "c")):
+        nodes.extend(normalization(x, f"{x}1"))
+        convolved(f"{x}1", f"{x}2")
+        nodes.append(node("Add", [x, f"{x}2"], [y]))
+    nodes += [*normalization("c", "c1"), node("Conv", ["c1", "w"], ["y"], **three)]
+    rng = np.random.default_rng(0)
+    weights = {"twice": np.array([1, 1, 2, 2], np.float32), "w": rng.standard_normal((4, 4, 3, 3), np.float32)}
+    weights |= {"split": np.array([0, 2, -1]), "ones": np.ones(2, np.float32), "zeros": np.zeros(2, np.float32)}
+    weights |= {"w8": rng.integers(-99, 99, (4, 4, 3, 3)).astype(np.int8), "steps": np.full(4, 0.01, np.float32)}
+    weights |= {"zeros8": np.zeros(4, np.int8), "zero": np.array(128, np.uint8)}
+    weights |= {"factors": rng.uniform(1, 2, (1, 4, 1, 1)).astype(np.float32)}
+    weights |= {"step": np.array(0.03, np.float32), "wide": np.array(0.1, np.float32)}
+    shapes = {"z": (onnx.TensorProto.FLOAT, ["n", 4, "h", "w"])}, {"y": (onnx.TensorProto.FLOAT, ["n", 4, "H", "W"])}
+    return small_graphs.model(nodes, *shapes, weights)
+
+
+def cut_rounding(folder: Path) -> Component:
+    small_graphs.save(rounding(), folder / "model.onnx")
+    ports = {name: manifests.Tensor("float32", ("n", 4, "h", "w")) for name in "zy"}
+    whole = Component("vae_decoder/model.onnx", "int8", {"z": ports["z"]}, {"y": ports["y"]}, 0.0)
+    made, note = bands.add(folder, whole)
+    assert not note
+    return made
+
+
+def test_pieces_of_8_bit_layers_exchange_8_bit_tensors_and_sums_are_made_again_of_their_parts(tmp_path: Path) -> None:
+    pieces = cut_rounding(tmp_path / "vae_decoder").pieces
+    waiting = [{name: tensor.dtype for name, tensor in graph.inputs.items() if name in found.rows} for graph, found in pieces.values()]
+    assert waiting[0] == {"z": "float32"}
+    assert set(waiting[1]) == {"z1"}  # normalized at the lowest resolution, in float
+    assert waiting[2:] == [
+        {"a0_stored": "uint8"},
+        {"a0_stored": "uint8", "a2_stored": "uint8"},
+        {"a0_stored": "uint8", "a2_stored": "uint8", "b2_stored": "uint8"},
+    ]
+    assert [sorted(found.norms) for _, found in pieces.values()] == [[], [], ["a"], ["b"], ["c"]]
+    assert all(tensor.dtype == "uint8" for graph, _ in pieces.values() for name, tensor in graph.outputs.items() if "stored" in name)
+
+
+@pytest.mark.parametrize("size", [1 << 20, 4000, 1])
+def test_what_is_made_again_is_bit_for_bit_what_it_was(tmp_path: Path, size: int) -> None:
+    component = cut_rounding(tmp_path / "vae_decoder")
+    sessions = {name: open_graph(tmp_path / "vae_decoder" / f"{name}.onnx") for name in component.pieces}
+    z = np.random.default_rng(1).standard_normal((2, 4, 12, 10), np.float32)
+    given: dict[str, np.ndarray] = {}
+
+    def call(piece: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given.update({name: value for name, value in feeds.items() if name.endswith((".scale", ".shift"))})
+        return sessions[piece].run(feeds)
+
+    found = runtime_bands.run(component.pieces, call, {"z": z}, size)["y"]
+    model = ir.from_proto(rounding())
+    bands.opened(model)  # the same numbers, nothing cut, nothing made twice
+    small_graphs.save(ir.to_proto(model), tmp_path / "opened.onnx")
+    expected = open_graph(tmp_path / "opened.onnx").run({"z": z, **given})["y"]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_made_of_many_8_bit_tensors_waits_as_it_is() -> None:
+    node = onnx.helper.make_node
+    step = {"step": np.array(0.1, np.float32), "zero": np.array(0, np.uint8)}
+    parts = [f"p{number}" for number in range(6)]
+    nodes = [node("DequantizeLinear", [part, "step", "zero"], [f"{part}_real"]) for part in parts]
+    nodes += [node("Add", [f"{one}_real" if one == "p0" else f"{one}_sum", f"{two}_real"], [f"{two}_sum"]) for one, two in pairwise(parts)]
+    nodes += [node("Relu", [f"{part}_sum"], [f"{part}_out"]) for part in parts[1:]]
+    kinds = onnx.TensorProto
+    inputs = {part: (kinds.UINT8, [1, 4, "h", "w"]) for part in parts}
+    outputs = {f"{part}_out": (kinds.FLOAT, [1, 4, "h", "w"]) for part in parts[1:]}
+    model = ir.from_proto(small_graphs.model(nodes, inputs, outputs, step))
+    numbers = bands.remade(model, {id(one): int(one.op_type == "Relu") for one in model.graph})
+    ends = {one.outputs[0].name: one.inputs[0] for one in model.graph if one.op_type == "Relu"}
+    made_in = {name: numbers[id(value.producer())] for name, value in ends.items() if value is not None}
+    assert made_in == {"p1_out": 1, "p2_out": 1, "p3_out": 0, "p4_out": 0, "p5_out": 0}
+
+
+def test_beside_8_bit_layers_those_in_float_exchange_float(tmp_path: Path) -> None:
+    demo = Path(__file__).parents[1] / "models" / "demo" / "bundle"
+    shutil.copytree(demo / "vae_decoder", tmp_path / "vae_decoder")
+    component, _ = bands.add(tmp_path / "vae_decoder", manifests.read(demo).components["vae_decoder"])
+    kinds: dict[str, set[str]] = {}
+    for name, (graph, found) in component.pieces.items():
+        made = {value: node.op_type for node in onnx.load(tmp_path / "vae_decoder" / f"{name}.onnx").graph.node for value in node.output}
+        for value in graph.outputs.keys() & found.rows.keys():
+            kinds.setdefault(graph.outputs[value].dtype, set()).add(made[value])
+    assert kinds["uint8"] <= {"QLinearConv", "QuantizeLinear"}
+    assert kinds["float32"] == {"Conv", "Add"}
