@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..models.manifest import Component, Precision, Target, Tensor
-from . import equalize, half, parity, quantize, ranges, recipe, residual, sensitivity, write
+from . import enlarge, equalize, graph, half, parity, quantize, ranges, recipe, residual, sensitivity, write
 from .calibrate import Feeds, open_graph, size
 from .layers import Layer, layers
 from .pieces import Pieces, Values
@@ -152,7 +152,8 @@ def to_integers(
     parity.require(name, precision, compared, bar, worst[:5])
     if form == "operators":
         made_of: ir.Model = cast("Any", ir).load(folder / write.GRAPH)
-        write.save_beside(quantize.split_products(made_of), folder / write.GRAPH)  # now, since effects are measured on whole layers
+        passes = (quantize.split_products, enlarge.rounded_first)  # now, since effects are measured on whole layers
+        write.save_beside(graph.apply(made_of, passes), folder / write.GRAPH)
     if not any(row.kind in _INTEGERS for row in rows):
         precision = "fp16" if any(row.kind == "half" for row in rows) else "fp32"
     return Lowered(msgspec.structs.replace(made, precision=precision, parity_db=compared.db), _told(rows, costs, before))
