@@ -32,7 +32,7 @@ SHAPES = 2
 """Sessions of one component that are kept where a provider wants one for each picture size."""
 BAND = 20 << 20
 """Bytes of what goes into a piece of an autoencoder and comes out of it, for one band of rows. Neighbouring rows, which are computed
-twice, are then a twentieth of the work; larger bands were no faster."""
+twice, are then a twentieth of the work; larger bands were no faster, in 8 bit neither."""
 LEAN_BAND = 8 << 20
 """Likewise under leaner plans: a tenth of the work, and less memory."""
 TILE = 40
@@ -151,7 +151,7 @@ class Components:
 
     def in_bands(self, name: str) -> bool:
         """Whether component `name` works on bands of rows, one piece of its graph after the other. On the CPU these take as long as the
-        whole in float, and half longer in 8 bit, for a third of the memory; on a GPU the way to its memory and back would cost more.
+        whole in float, and little longer in 8 bit, for a third of the memory; on a GPU the way to its memory and back would cost more.
         """
         component = self.bundle.manifest.components.get(name)
         return component is not None and bool(component.pieces) and self.provider.name == "cpu"
@@ -198,13 +198,13 @@ class Components:
 
     def _fits_beside(self, other: _Key, new: _Key) -> bool:
         """Whether the session `other` may stay open beside a `new` one. Two of a component's graphs, cut to work together, may;
-        its weights twice would be too much.
+        its weights twice would be too much. All pieces of an autoencoder have its weights once, and what one computed in, the next takes.
         """
         (theirs, _, other_part), (ours, _, part) = other[0].partition("/"), new[0].partition("/")
         if theirs != ours:
             return self.plan == "resident" and not self._is_brief(theirs)
         if self.in_bands(ours):
-            return False
+            return self.plan == "resident" and other[1] == new[1]
         return other[1] == new[1] and bool(other_part) == bool(part) and (self.plan == "resident" or other_part != part)
 
     def _is_brief(self, name: str) -> bool:

@@ -23,6 +23,7 @@ from diffusette.models.manifest import Bands, Graph, Norm, Tensor
 from diffusette.runtime import bands, pipeline, providers
 from diffusette.runtime.components import Components
 from diffusette.runtime.failures import Cancelled
+from diffusette.runtime.plans import Plan
 from diffusette.runtime.request import Request
 from diffusette.runtime.settings import SessionOptions
 
@@ -187,6 +188,19 @@ def test_a_run_is_cancelled_between_two_bands_and_the_next_one_is_whole(cut_bund
     assert len(raised) == 1
     small = {"latent_sample": feeds["latent_sample"][:, :, :8, :8]}
     assert components.run("vae_decoder", small)["sample"].shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("plan", ["resident", "sequential"])
+def test_pieces_stay_open_from_picture_to_picture_where_memory_is_not_scarce(cut_bundle: Path, plan: Plan) -> None:
+    components = Components(open_bundle(cut_bundle), providers.resolve("cpu"), plan, SessionOptions(threads=1))
+    feeds = {"latent_sample": np.ones((1, 4, 8, 8), np.float32)}
+    components.run("vae_decoder", feeds)
+    first = {key: session for key, session in components._open.items() if key[0].startswith("vae_decoder/")}
+    components.run("vae_decoder", feeds)
+    pieces = components.bundle.manifest.components["vae_decoder"].pieces
+    assert len(first) == (len(pieces) if plan == "resident" else 1)
+    assert all(components._open.get(key) is session for key, session in first.items()) == (plan == "resident")
+    components.close()
 
 
 def test_other_providers_take_the_graph_as_a_whole(cut_bundle: Path) -> None:
