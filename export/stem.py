@@ -20,9 +20,9 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from ..models import onnx_file, single
 from ..models.manifest import Component, Graph, Target, Tensor
 from . import parity, reuse, write
+from .calibrate import open_graph
 from .graph import attribute, factors, integers
 
 STEM, FULL = "stem", "full"
@@ -49,8 +49,6 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
     whole = component.graphs.get(FULL)
     if whole is None:
         return component, ""
-    if single.has_halves(onnx_file.read(folder / f"{FULL}.onnx")):
-        return component, ""  # made for GPUs
     model = reuse.load(folder / f"{FULL}.onnx")
     carried, asked = between(model)
     if convolutions(carried) < LEAST or any(value.is_graph_input() for value in carried):
@@ -61,7 +59,10 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
     try:
         ports = _split(model, whole, carried, asked, component, paths)
         if ports is None:
-            return component, "nothing tells the shapes behind the U-Net's stem: no part is shared by prompts"
+            return (
+                component,
+                "the U-Net is not cut for what prompts share: it computes in half precision, or hides a shape",
+            )
         found = _agreement(folder / write.GRAPH, paths, component)
         if found < reuse.BAR:
             return component, f"the U-Net in two graphs gives {found:.1f} dB, expected {reuse.BAR:.0f}: no part is shared by prompts"
@@ -128,9 +129,11 @@ def _split(
 ) -> _Ports | None:
     """Writes both graphs to `paths`; gives their inputs and outputs, or None where the second would have to be told of shapes."""
     early = {name: tensor for name, tensor in whole.inputs.items() if name in UNPROMPTED}
-    computed = {value.name or "": Tensor("float32", ()) for value in (*carried, *asked) if not value.is_graph_input()}
-    _write(model, early, computed, paths[STEM])
+    computed = [value.name or "" for value in (*carried, *asked) if not value.is_graph_input()]
+    _write(model, early, dict.fromkeys(computed), paths[STEM])  # of types and shapes that are to be found out
     shapes = _probed(paths[STEM], component)
+    if shapes is None:
+        return None
     between = {value.name or "": _declared(value.name or "", shapes) for value in carried}
     inputs = _write(model, early, between, paths[STEM])
     if not _ask_others(model, carried, asked, shapes):
@@ -139,7 +142,7 @@ def _split(
     return {STEM: (inputs, between), FULL: (_write(model, between | late, whole.outputs, paths[FULL]), whole.outputs)}
 
 
-def _write(model: ir.Model, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _write(model: ir.Model, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor | None], path: Path) -> dict[str, Tensor]:
     """Writes what of `model` lies between `inputs` and `outputs` to `path`; gives the inputs that it uses."""
     graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
     for value in [value for value in graph.inputs if not value.uses()]:
@@ -147,7 +150,8 @@ def _write(model: ir.Model, inputs: Mapping[str, Tensor], outputs: Mapping[str, 
     ports = {**inputs, **outputs}
     for value in (*graph.inputs, *graph.outputs):
         declared = ports[value.name or ""]
-        value.type, value.shape = ir.TensorType(ir.DataType.from_numpy(np.dtype(declared.dtype))), ir.Shape(declared.shape)
+        if declared is not None:
+            value.type, value.shape = ir.TensorType(ir.DataType.from_numpy(np.dtype(declared.dtype))), ir.Shape(declared.shape)
     for value in factors(model.graph.initializers, list(graph.initializers)):
         graph.initializers.add(ir.Value(name=value.name, shape=value.shape, type=value.type, const_value=value.const_value))
     graph.sort()
@@ -155,9 +159,16 @@ def _write(model: ir.Model, inputs: Mapping[str, Tensor], outputs: Mapping[str, 
     return {name: inputs[name] for value in graph.inputs if (name := value.name or "")}
 
 
-def _probed(stem: Path, component: Component) -> _Shapes:
-    """The shapes of what is put into `stem` and comes out of it."""
-    found = [{**feeds, **reuse.run(stem, feeds)} for feeds in (reuse.feeds(component, **sizes) for sizes in PROBES)]
+def _probed(stem: Path, component: Component) -> _Shapes | None:
+    """The shapes of what is put into `stem` and comes out of it; None where it computes in half precision, which is for GPUs."""
+    session = open_graph(stem, lean=True)
+    try:
+        if any(tensor.dtype != "float32" for tensor in session.outputs.values()):
+            return None
+        probes = [reuse.feeds(component, **sizes) for sizes in PROBES]
+        found = [{**feeds, **session.run({name: feeds[name] for name in session.inputs})} for feeds in probes]
+    finally:
+        session.close()
     one, other = ({name: array.shape for name, array in arrays.items()} for arrays in found)
     return one, other
 

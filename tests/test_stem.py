@@ -96,6 +96,28 @@ def test_what_does_not_agree_with_the_model_is_not_kept(sd1_bundle: Path, tmp_pa
     assert not list(folder.glob("*.part*"))
 
 
+def test_a_graph_that_computes_in_half_precision_stays_as_it_is(sd1_bundle: Path, tmp_path: Path) -> None:
+    node, three = onnx.helper.make_node, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [node("Cast", ["sample"], ["x0"], to=onnx.TensorProto.FLOAT16)]
+    nodes += [node("Conv", [f"x{number}", "w"], [f"x{number + 1}"], **three) for number in range(3)]
+    nodes += [
+        node("Cast", ["encoder_hidden_states"], ["text"], to=onnx.TensorProto.FLOAT16),
+        node("ReduceMean", ["text"], ["mean"], keepdims=0),
+    ]
+    nodes += [node("Add", ["x3", "mean"], ["y"]), node("Cast", ["y"], ["out_sample"], to=onnx.TensorProto.FLOAT)]
+    pixels = (onnx.TensorProto.FLOAT, ["batch_size", 4, "height", "width"])
+    inputs = {"sample": pixels, "encoder_hidden_states": (onnx.TensorProto.FLOAT, ["batch_size", "sequence_length", 32])}
+    weights = {"w": np.ones((4, 4, 3, 3), np.float16)}
+    small_graphs.save(small_graphs.model(nodes, inputs, {"out_sample": pixels}, weights), tmp_path / "unet/full.onnx")
+    component = unet_of(sd1_bundle)
+    graph = msgspec.structs.replace(component.graphs["full"], inputs={name: component.inputs[name] for name in inputs})
+    component = msgspec.structs.replace(component, graphs={"full": graph})
+    made, note = export_stem.add(tmp_path / "unet", component)
+    assert made is component
+    assert "half precision" in note
+    assert [path.name for path in (tmp_path / "unet").iterdir() if "onnx" in path.suffix] == ["full.onnx"]
+
+
 @dataclass
 class Counted:
     """A session that counts its runs, and gives its name and what it was given, summed up."""
