@@ -151,7 +151,7 @@ class Components:
 
     def in_bands(self, name: str) -> bool:
         """Whether component `name` works on bands of rows, one piece of its graph after the other. On the CPU these take as long as the
-        whole in float, and little longer in 8 bit, for a third of the memory; on a GPU the way to its memory and back would cost more.
+        whole in float, and a third longer in 8 bit, for a third of the memory; on a GPU the way to its memory and back would cost more.
         """
         component = self.bundle.manifest.components.get(name)
         return component is not None and bool(component.pieces) and self.provider.name == "cpu"
