@@ -24,9 +24,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ..models.manifest import Bands, Component, Graph, Norm, Target, Tensor
-from . import parity, rows, write
+from . import parity, remade, rows, write
 from .calibrate import open_graph, run_in_bands
-from .graph import integers, producer, tidy
+from .graph import integers, is_constant, tidy
 from .pieces import Feeds
 
 HALVES = ("vae_encoder", "vae_decoder")
@@ -39,11 +39,6 @@ BELOW = 3.0
 to another number there, and what follows is off by as much as rounding costs anyway, once for each of the two."""
 SIDE = 16
 """Side of the recorded latents that the two are compared on, at most, in latent pixels."""
-MOST = 3
-"""8-bit tensors that a tensor is made of again, at most: to read and add up four takes longer than to read one in float."""
-_REMADE = frozenset({"Add", "DequantizeLinear", "Mul"})
-_ZEROS = {"QuantizeLinear": 2, "QLinearConv": 7}
-"""Operators that give 8 bit, and which of their inputs is the zero point."""
 SCALE, SHIFT, SUMS, SQUARES = ".scale", ".shift", ".sums", ".squares"
 """What the inputs and outputs that belong to a normalized tensor have after its name."""
 
@@ -80,7 +75,7 @@ def _replace_normal(model: ir.Model, normal: rows.Normal, scale: ir.Value, shift
         weight = _other(gain, last)
         offset = _only_user(gain.outputs[0], "Add")
         bias = None if offset is None else _other(offset, gain.outputs[0])
-        if offset is not None and _is_constant(weight) and _is_constant(bias):
+        if offset is not None and is_constant(weight) and is_constant(bias):
             product = ir.node("Mul", [scale, weight])
             moved = ir.node("Mul", [shift, weight])
             total = ir.node("Add", [moved.outputs[0], bias])
@@ -101,12 +96,6 @@ def _only_user(value: ir.Value, kind: str) -> ir.Node | None:
 
 def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:
     return next((one for one in node.inputs if one is not value), None)
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    made = producer(value, "Cast")
-    value = value if made is None else made.inputs[0]
-    return value is not None and value.is_initializer()
 
 
 def _port(name: str, shape: Sequence[int | str]) -> ir.Value:
@@ -159,7 +148,7 @@ class Piece:
 
 def pieces(model: ir.Model, normalized: Collection[str]) -> list[Piece]:
     """What `model`, whose normalizations are `opened`, falls into; empty where the high resolutions cannot be cut into rows."""
-    numbers = remade(model, places(model, normalized))
+    numbers = remade.copied(model, places(model, normalized))
     scales, channels = rows.scales(model), rows.channels(model)
     made = {value.name or "": value for node in model.graph for value in node.outputs if value.name in normalized}
     found: list[Piece] = []
@@ -180,76 +169,6 @@ def pieces(model: ir.Model, normalized: Collection[str]) -> list[Piece]:
         halo = rows.halo(nodes, times, inputs, given)
         found.append(Piece(tuple(inputs), tuple(outputs), own, frozenset(value.name or "" for value in summed), halo, times, wide))
     return found if any(piece.halo is not None for piece in found) else []
-
-
-def remade(model: ir.Model, numbers: Mapping[int, int]) -> dict[int, int]:
-    """Makes what is made of 8-bit tensors and goes from one piece to others again in each of them, where these take fewer bytes.
-
-    `numbers` are the pieces that nodes belong to, as `places` gives them; what comes back knows the new nodes as well.
-    """
-    found = dict(numbers)
-    for node in list(model.graph):
-        if id(node) not in numbers:
-            continue
-        for value in node.outputs:
-            later = sorted({found[id(use.node)] for use in value.uses()} - {found[id(node)]})
-            if node.op_type not in _REMADE or not later or value.is_graph_output():
-                continue
-            parts = _parts(value)
-            if parts is None or len(parts) > MOST:
-                continue
-            for number in later:
-                users = [use for use in value.uses() if found[id(use.node)] == number]
-                first = next(one for one in model.graph if any(one is use.node for use in users))
-                nodes: list[ir.Node] = []
-                again = _copy(value, nodes)
-                model.graph.insert_before(first, nodes)
-                found |= {id(one): number for one in nodes}
-                for use in users:
-                    use.node.replace_input_with(use.idx, again)
-    return found
-
-
-def _parts(value: ir.Value) -> set[ir.Value] | None:
-    """The 8-bit tensors that `value` is made of, elementwise; None where something else goes into it."""
-    node = value.producer()
-    if node is None or node.op_type not in _REMADE:
-        return None
-    if node.op_type == "DequantizeLinear":
-        stored = node.inputs[0]
-        return None if stored is None or _dtype(stored).itemsize != 1 else {stored}
-    parts = set[ir.Value]()
-    for one in node.inputs:
-        if one is None or _is_constant(one):
-            continue
-        further = _parts(one)
-        if further is None:
-            return None
-        parts |= further
-    return parts
-
-
-def _copy(value: ir.Value, nodes: list[ir.Node]) -> ir.Value:
-    """What has the numbers of `value`, made of the same 8-bit tensors by new nodes, which come into `nodes`."""
-    node = value.producer()
-    if node is None or node.op_type not in _REMADE or _is_constant(value):
-        return value
-    inputs = [one if one is None or node.op_type == "DequantizeLinear" else _copy(one, nodes) for one in node.inputs]
-    nodes.append(ir.Node(node.domain, node.op_type, inputs, [*node.attributes.values()], version=node.version))
-    return nodes[-1].outputs[0]
-
-
-def _dtype(value: ir.Value) -> ir.DataType:
-    """What the elements of a tensor are: those of the zero point where it rounds to 8 bit, else float32."""
-    node = value.producer()
-    if node is None:
-        return value.dtype or ir.DataType.FLOAT
-    if node.op_type == "Resize" and node.inputs[0] is not None:
-        return _dtype(node.inputs[0])
-    if node.op_type not in _ZEROS:
-        return ir.DataType.FLOAT
-    zero = node.inputs[_ZEROS[node.op_type]] if len(node.inputs) > _ZEROS[node.op_type] else None
-    return ir.DataType.UINT8 if zero is None or zero.dtype is None else zero.dtype
 
 
 def _first(model: ir.Model, port: str, numbers: Mapping[int, int]) -> int | None:
@@ -342,7 +261,7 @@ def _write(model: ir.Model, piece: Piece, normalized: Mapping[str, Norm], path: 
     outputs: dict[str, Tensor] = {}
     for value in (*piece.inputs, *piece.outputs):
         name, side = value.name or "", inputs if value in piece.inputs else outputs
-        side[name] = Tensor(_dtype(value).numpy().name, ("batch_size", piece.channels[name], f"{name}.rows", f"{name}.columns"))
+        side[name] = Tensor(remade.dtype(value).numpy().name, ("batch_size", piece.channels[name], f"{name}.rows", f"{name}.columns"))
     for name in sorted(piece.normalized):
         inputs |= {name + end: Tensor("float32", ("batch_size", piece.channels[name], 1, 1)) for end in (SCALE, SHIFT)}
     for name in sorted(piece.summed):

@@ -64,6 +64,13 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
     return value.const_value.numpy()
 
 
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether `value` is an initializer, or one that is widened."""
+    made = producer(value, "Cast")
+    value = value if made is None else made.inputs[0]
+    return value is not None and value.is_initializer()
+
+
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """The attribute `name` of `node`, or `default`."""
     found = node.attributes.get(name)

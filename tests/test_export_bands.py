@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from diffusette.export import bands
+from diffusette.export import bands, remade
 from diffusette.export.calibrate import open_graph
 from diffusette.models import manifest as manifests
 from diffusette.models.manifest import Component
@@ -246,7 +246,7 @@ def test_what_is_made_of_many_8_bit_tensors_waits_as_it_is() -> None:
     inputs = {part: (kinds.UINT8, [1, 4, "h", "w"]) for part in parts}
     outputs = {f"{part}_out": (kinds.FLOAT, [1, 4, "h", "w"]) for part in parts[1:]}
     model = ir.from_proto(small_graphs.model(nodes, inputs, outputs, step))
-    numbers = bands.remade(model, {id(one): int(one.op_type == "Relu") for one in model.graph})
+    numbers = remade.copied(model, {id(one): int(one.op_type == "Relu") for one in model.graph})
     ends = {one.outputs[0].name: one.inputs[0] for one in model.graph if one.op_type == "Relu"}
     made_in = {name: numbers[id(value.producer())] for name, value in ends.items() if value is not None}
     assert made_in == {"p1_out": 1, "p2_out": 1, "p3_out": 0, "p4_out": 0, "p5_out": 0}
