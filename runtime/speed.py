@@ -87,9 +87,11 @@ def saving(savings: Savings, session: Handle, noise: Noise, sigmas: Levels, size
     """
     parts = session.parts
     exact, stemmed = savings == Savings(), stem.NAME in parts
+    components = session.components
+    shares = stemmed and components.provider.device is None and components.plan == "resident"  # what is shared stays in memory, 21 MB
     segment = segments(sigmas, savings.every, savings.least)
     held = segment if savings.held else None
-    if not parts.keys() >= {FULL, SHALLOW} or (exact and not (stemmed and session.components.provider.device is None)):
+    if not parts.keys() >= {FULL, SHALLOW} or (exact and not shares):
         return Saving(unet(session, noise), held)
     more: dict[str, NDArray[np.generic]] = {}
     grid = _grid(parts[FULL])

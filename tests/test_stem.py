@@ -177,6 +177,14 @@ def test_pictures_are_the_same_with_and_without_a_stem(sd1_bundle: Path, tmp_pat
     np.testing.assert_array_equal(pictures[0], pictures[1])
 
 
+def test_where_memory_is_scarce_exact_pictures_take_the_whole_graph_which_needs_less(sd1_bundle: Path) -> None:
+    for plan, names in (("resident", {"unet/stem", "unet/full"}), ("sequential", {"unet"}), ("streamed", {"unet"})):
+        with pipeline.load(sd1_bundle, "cpu", plan, threads=1) as drawer:
+            events = drawer.steps(Request(PROMPT, seed=5, width=16, height=16, steps=2))
+            next(events)
+            assert {name for name, *_ in drawer.components._open if name.startswith("unet")} == names
+
+
 def test_elsewhere_than_in_the_processors_memory_exact_pictures_take_the_whole_graph(sd1_bundle: Path) -> None:
     with pipeline.load(sd1_bundle, "cpu", "resident", threads=1) as drawer:
         expected = drawn(drawer)
