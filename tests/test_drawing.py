@@ -20,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from diffusette.export import half, write
+from diffusette.export import half, reuse, write
 from diffusette.models import manifest as manifests
 from diffusette.models.errors import NumericalError, RequestError
 from diffusette.models.manifest import Component, Tensor
@@ -41,14 +41,13 @@ def drawer(sd1_bundle: Path) -> Pipeline:
 def broken(bundle: Path, copy: Path, component: str) -> Path:
     """A copy of a bundle with NaN for the largest weight of a component, as a damaged disk would leave it."""
     shutil.copytree(bundle, copy)
-    path = copy / component / "model.onnx"
-    proto = onnx.load(path)
-    largest = max(
-        (one for one in proto.graph.initializer if one.data_type == TensorProto.FLOAT), key=lambda one: onnx.numpy_helper.to_array(one).size
-    )
-    largest.CopyFrom(onnx.numpy_helper.from_array(np.full(largest.dims, np.nan, np.float32), largest.name))
-    onnx.save(proto, path)
-    small_graphs.relist(copy, f"{component}/model.onnx")
+    for path in sorted((copy / component).glob("*.onnx")):
+        proto = onnx.load(path)
+        floats = [one for one in proto.graph.initializer if one.data_type == TensorProto.FLOAT]
+        largest = max(floats, key=lambda one: onnx.numpy_helper.to_array(one).size)
+        largest.CopyFrom(onnx.numpy_helper.from_array(np.full(largest.dims, np.nan, np.float32), largest.name))
+        onnx.save(proto, path)
+        small_graphs.relist(copy, f"{component}/{path.name}")
     return copy
 
 
@@ -234,13 +233,14 @@ def overflowing(bundle: Path, copy: Path, *, halved: bool) -> Path:
     """
     shutil.copytree(bundle, copy)
     for component, name in FEEDING.items():
-        proto = onnx.load(copy / component / "model.onnx")
-        weight = next(one for one in proto.graph.initializer if one.name.endswith(name))
-        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1e6), weight.name))
-        onnx.save(proto, copy / component / "model.onnx")
-        if halved:
-            write.save(half.rounded(write.load(copy / component)), copy / component)
-        small_graphs.relist(copy, f"{component}/model.onnx")
+        for path in sorted((copy / component).glob("*.onnx")):
+            proto = onnx.load(path)
+            for weight in [one for one in proto.graph.initializer if one.name.endswith(name)]:
+                weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1e6), weight.name))
+                onnx.save(proto, path)
+                if halved:
+                    write.save_beside(half.rounded(reuse.load(path)), path)
+                small_graphs.relist(copy, f"{component}/{path.name}")
     return copy
 
 
