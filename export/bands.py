@@ -26,7 +26,7 @@ import onnx_ir as ir
 from ..models.manifest import Bands, Component, Graph, Norm, Target, Tensor
 from . import parity, remade, rows, write
 from .calibrate import open_graph, run_in_bands
-from .graph import integers, is_constant, tidy
+from .graph import between, integers, is_constant, tidy
 from .pieces import Feeds
 
 HALVES = ("vae_encoder", "vae_decoder")
@@ -266,7 +266,7 @@ def _write(model: ir.Model, piece: Piece, normalized: Mapping[str, Norm], path: 
         inputs |= {name + end: Tensor("float32", ("batch_size", piece.channels[name], 1, 1)) for end in (SCALE, SHIFT)}
     for name in sorted(piece.summed):
         outputs |= {name + end: Tensor("float32", ("batch_size", piece.channels[name], f"{name}.rows")) for end in (SUMS, SQUARES)}
-    graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
+    graph = between(model, inputs, outputs)
     for value in (*graph.inputs, *graph.outputs):
         tensor = (inputs | outputs)[value.name or ""]
         value.type, value.shape = ir.TensorType(ir.DataType.from_numpy(np.dtype(tensor.dtype))), ir.Shape(tensor.shape)

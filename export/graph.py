@@ -71,6 +71,14 @@ def is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer()
 
 
+def between(model: ir.Model, inputs: Collection[str], outputs: Collection[str]) -> ir.Graph:
+    """What of `model` lies between tensors of these names, initializers in the order of the model."""
+    found = ir.convenience.extract(model.graph, list(inputs), list(outputs))
+    for name in [name for name in model.graph.initializers if name in found.initializers]:  # it gives them in an order of its own
+        found.initializers[name] = found.initializers.pop(name)
+    return found
+
+
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """The attribute `name` of `node`, or `default`."""
     found = node.attributes.get(name)

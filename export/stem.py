@@ -23,7 +23,7 @@ import onnx_ir as ir
 from ..models.manifest import Component, Graph, Target, Tensor
 from . import parity, reuse, write
 from .calibrate import open_graph
-from .graph import attribute, factors, integers
+from .graph import attribute, between, factors, integers
 
 STEM, FULL = "stem", "full"
 UNPROMPTED = frozenset({"sample", "timestep", reuse.STRIDE})
@@ -50,7 +50,7 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
     if whole is None:
         return component, ""
     model = reuse.load(folder / f"{FULL}.onnx")
-    carried, asked = between(model)
+    carried, asked = needed(model)
     if convolutions(carried) < LEAST or any(value.is_graph_input() for value in carried):
         return component, ""
     for number, value in enumerate(carried):
@@ -77,7 +77,7 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
     return msgspec.structs.replace(component, graphs={**component.graphs, **graphs}), ""
 
 
-def between(model: ir.Model) -> tuple[list[ir.Value], list[ir.Value]]:
+def needed(model: ir.Model) -> tuple[list[ir.Value], list[ir.Value]]:
     """What is computed from the sample before anything looks at the prompt, and is needed behind: (for its numbers, for its shape alone).
 
     Asking for a shape costs nothing, so whoever needs it asks for itself.
@@ -134,17 +134,17 @@ def _split(
     shapes = _probed(paths[STEM], component)
     if shapes is None:
         return None
-    between = {value.name or "": _declared(value.name or "", shapes) for value in carried}
-    inputs = _write(model, early, between, paths[STEM])
+    given = {value.name or "": _declared(value.name or "", shapes) for value in carried}
+    inputs = _write(model, early, given, paths[STEM])
     if not _ask_others(model, carried, asked, shapes):
         return None
     late = {name: tensor for name, tensor in whole.inputs.items() if name != "sample"}
-    return {STEM: (inputs, between), FULL: (_write(model, between | late, whole.outputs, paths[FULL]), whole.outputs)}
+    return {STEM: (inputs, given), FULL: (_write(model, given | late, whole.outputs, paths[FULL]), whole.outputs)}
 
 
 def _write(model: ir.Model, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor | None], path: Path) -> dict[str, Tensor]:
     """Writes what of `model` lies between `inputs` and `outputs` to `path`; gives the inputs that it uses."""
-    graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
+    graph = between(model, inputs, outputs)
     for value in [value for value in graph.inputs if not value.uses()]:
         graph.inputs.remove(value)  # OpenVINO would take one input for another
     ports = {**inputs, **outputs}

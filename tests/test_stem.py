@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from diffusette.benchmarks.recorder import recorded
+from diffusette.export import reuse, write
 from diffusette.export import stem as export_stem
-from diffusette.export import write
 from diffusette.export.calibrate import open_graph
 from diffusette.models import manifest as manifests
 from diffusette.models.bundle import DEMO, open_bundle, verify
@@ -53,6 +53,18 @@ def test_the_stem_has_what_comes_before_the_prompt_and_the_rest_has_nothing_of_i
         assert not any("attn2.to_k" in name or "attn2.to_v" in name for name in early)
         assert not {name for name in early & late if "time_emb" not in name}
         assert "encoder_hidden_states" not in {one.name for one in stem.input}
+
+
+def test_cutting_twice_gives_the_same_files(sd1_bundle: Path, tmp_path: Path) -> None:
+    component, found = unet_of(sd1_bundle), list[dict[str, bytes]]()
+    for number in range(3):
+        folder = tmp_path / str(number) / "unet"
+        shutil.copytree(sd1_bundle / "unet", folder)
+        made = component
+        for add in (reuse.add, export_stem.add):
+            made, _ = add(folder, made)
+        found.append({path.name: path.read_bytes() for path in sorted(folder.iterdir())})
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_model_whose_prompt_is_in_its_time_embedding_is_left_in_one_graph(bundle_of: Callable[[str], tuple[Path, Path]]) -> None:
