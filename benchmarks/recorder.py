@@ -64,7 +64,7 @@ class Recorder(Components):
     def _exchange(self, component: str, part: str, feeds: _Arrays, outputs: _Arrays) -> Exchange:
         """What the whole component was given and gave, where a stem came before; else what its graph `part` was."""
         whole = self.bundle.manifest.components[component]
-        if part not in whole.graphs or not any(name.startswith(f"{stem.NAME}_") for name in whole.graphs[part].inputs):
+        if part not in whole.graphs or not any(stem.carried(name) for name in whole.graphs[part].inputs):
             return Exchange("/".join(filter(None, (component, part))), dict(feeds), dict(outputs))
         given = {**self._stem, **feeds}
         return Exchange(component, {name: given[name] for name in whole.inputs}, {name: outputs[name] for name in whole.outputs})

@@ -194,7 +194,7 @@ def localize_shapes(model: ir.Model) -> ir.Model:
 
 def _entry(value: ir.Value | None, until: ir.Value | None = None) -> ir.Value | None:
     """The pixels (batch, height, width, channels) that became the tokens which `value` was computed from; None if `until` is met before."""
-    for one in _ancestors(value):
+    for one in ancestors(value):
         if one is until:
             return None
         reshape = producer(one, "Reshape")
@@ -204,7 +204,7 @@ def _entry(value: ir.Value | None, until: ir.Value | None = None) -> ir.Value | 
     return None
 
 
-def _ancestors(value: ir.Value | None) -> Iterator[ir.Value]:
+def ancestors(value: ir.Value | None) -> Iterator[ir.Value]:
     """`value` and what it was computed from, the nearest first."""
     waiting, seen = deque([value]), set[int]()
     while waiting:

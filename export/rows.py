@@ -16,7 +16,7 @@ _ALIKE = frozenset({
     "Sigmoid", "Sub", "Tanh",
 })  # fmt: skip
 """Operators each place of whose output comes from the same place of the inputs."""
-_CONVOLUTIONS = frozenset({"Conv", "QLinearConv"})
+CONVOLUTIONS = frozenset({"Conv", "QLinearConv"})
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def scales(model: ir.Model) -> dict[int, Fraction]:
             known = {found[id(one)] for one in node.inputs if id(one) in found}
             if id(value) in normal_of:
                 known = {found[id(x)] for x in [normal_of[id(value)]] if id(x) in found}
-            elif node.op_type in _CONVOLUTIONS or node.op_type == "Resize":
+            elif node.op_type in CONVOLUTIONS or node.op_type == "Resize":
                 factor = _factor(node)
                 known = {scale * factor for scale in known} if factor else set[Fraction]()
             elif node.op_type not in _ALIKE:
@@ -76,7 +76,7 @@ def channels(model: ir.Model) -> dict[int, int]:
         known = {found[id(value)] for value in node.inputs if id(value) in found}
         if id(node.outputs[0]) in normal_of:
             known = {found[id(value)] for value in [normal_of[id(node.outputs[0])]] if id(value) in found}
-        elif node.op_type in _CONVOLUTIONS:
+        elif node.op_type in CONVOLUTIONS:
             weight = node.inputs[3 if node.op_type == "QLinearConv" else 1]
             made = None if weight is None else weight.producer()
             weight = weight if made is None else made.inputs[0]
@@ -117,12 +117,12 @@ def halo(nodes: Sequence[ir.Node], rows: Mapping[str, int], inputs: Sequence[ir.
         if not known:
             continue
         above, below = (max(one) for one in zip(*known, strict=True))
-        factor = _factor(node) if node.op_type in _CONVOLUTIONS | {"Resize"} else Fraction(1)
+        factor = _factor(node) if node.op_type in CONVOLUTIONS | {"Resize"} else Fraction(1)
         if factor is None:
             return None
         if node.op_type == "Resize":
             above, below = above * int(factor), below * int(factor)
-        elif node.op_type in _CONVOLUTIONS:
+        elif node.op_type in CONVOLUTIONS:
             kernel, before, _, stride = _window(node)
             above, below = -(-(above + before) // stride), (below + kernel - 1 - before) // stride
         elif node.op_type not in _ALIKE:

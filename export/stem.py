@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..models.manifest import Component, Graph, Target, Tensor
-from . import parity, reuse, write
+from . import parity, reuse, rows, write
 from .calibrate import open_graph
 from .graph import attribute, between, factors, integers
 
@@ -59,10 +59,7 @@ def add(folder: Path, component: Component) -> tuple[Component, str]:
     try:
         ports = _split(model, whole, carried, asked, component, paths)
         if ports is None:
-            return (
-                component,
-                "the U-Net is not cut for what prompts share: it computes in half precision, or hides a shape",
-            )
+            return component, "the U-Net computes in half precision, or hides a shape: no part is shared by prompts"
         found = _agreement(folder / write.GRAPH, paths, component)
         if found < reuse.BAR:
             return component, f"the U-Net in two graphs gives {found:.1f} dB, expected {reuse.BAR:.0f}: no part is shared by prompts"
@@ -108,15 +105,8 @@ def needed(model: ir.Model) -> tuple[list[ir.Value], list[ir.Value]]:
 
 def convolutions(values: Sequence[ir.Value]) -> int:
     """How many convolutions `values` are computed with."""
-    waiting, seen, found = [value.producer() for value in values], set[int](), 0
-    while waiting:
-        node = waiting.pop()
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        found += node.op_type in {"Conv", "QLinearConv"}
-        waiting += [value.producer() for value in node.inputs if value is not None]
-    return found
+    nodes = {id(node): node for value in values for one in reuse.ancestors(value) if (node := one.producer()) is not None}
+    return sum(node.op_type in rows.CONVOLUTIONS for node in nodes.values())
 
 
 _Ports = dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]

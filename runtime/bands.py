@@ -123,13 +123,13 @@ def run(pieces: Mapping[str, tuple[Graph, Bands]], call: Call, feeds: Mapping[st
                     rows.drop((2 * stop - bottom) * bands.rows[name])  # above what the next band begins with
             found = call(piece, {**band, **given})
             del band
-            for name, rows in made.items():
-                own = slice((start - top) * bands.rows[name], (stop - top) * bands.rows[name])
-                rows.bands.append(found[name][:, :, own].copy())  # as it is, it would keep all that its session computed in
-            for name in [name for name in bands.rows if f"{name}.sums" in found]:
-                own = slice((start - top) * bands.rows[name], (stop - top) * bands.rows[name])
-                parts = (found[f"{name}.sums"][..., own], found[f"{name}.squares"][..., own])
-                sums.setdefault(name, _Sums()).add(*parts, columns * bands.rows[name])
+            for name, times in bands.rows.items():
+                own = slice((start - top) * times, (stop - top) * times)
+                if name in made:
+                    made[name].bands.append(found[name][:, :, own].copy())  # as it is, it would keep all that its session computed in
+                if f"{name}.sums" in found:
+                    parts = (found[f"{name}.sums"][..., own], found[f"{name}.squares"][..., own])
+                    sums.setdefault(name, _Sums()).add(*parts, columns * times)
             del found
         tensors = {name: rows for name, rows in {**tensors, **made}.items() if last[name] != piece or name in made}
     return {name: rows.take(0, rows.count, _Memory()) for name, rows in tensors.items()}

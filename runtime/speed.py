@@ -85,20 +85,19 @@ def saving(savings: Savings, session: Handle, noise: Noise, sigmas: Levels, size
 
     A bundle without the graphs for it can save calls for the negative prompt alone.
     """
-    parts = session.parts
-    exact, stemmed = savings == Savings(), stem.NAME in parts
-    components = session.components
-    shares = stemmed and components.provider.device is None and components.plan == "resident"  # what is shared stays in memory, 21 MB
+    parts, exact = session.parts, savings == Savings()
+    if exact and not (stem.NAME in parts and stem.pays(session.components)):
+        return Saving(unet(session, noise))
     segment = segments(sigmas, savings.every, savings.least)
     held = segment if savings.held else None
-    if not parts.keys() >= {FULL, SHALLOW} or (exact and not shares):
+    if not parts.keys() >= {FULL, SHALLOW}:
         return Saving(unet(session, noise), held)
     more: dict[str, NDArray[np.generic]] = {}
     grid = _grid(parts[FULL])
     if grid is not None:
         strided = savings.strided and size[0] * size[1] // grid**2 >= TOKENS
         more[STRIDE] = np.array([2, 2] if strided else [1, 1], np.int64)
-    full = stem.Stemmed(parts[stem.NAME], parts[FULL]) if stemmed else parts[FULL]
+    full = stem.Stemmed(parts[stem.NAME], parts[FULL]) if stem.NAME in parts else parts[FULL]
     if exact:
         return Saving(unet(full, noise, more))
     shallow = _with_what_it_takes(parts[SHALLOW], noise)

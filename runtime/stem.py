@@ -11,12 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.manifest import Tensor
+from .components import Components
 from .denoise import Unet
 
 NAME = "stem"
 """Of the graph that comes first; the other is `full`."""
 
 _Arrays = Mapping[str, NDArray[np.generic]]
+
+
+def carried(name: str) -> bool:
+    """Whether the input `name` of a graph is what the stem gives."""
+    return name.startswith(f"{NAME}_")
+
+
+def pays(components: Components) -> bool:
+    """Whether nothing but time counts, in the processor's memory: what the stem gave stays there from call to call (21 MB for SD 1.5
+    at 512×512), and would have to come and go where memory is a device's.
+    """
+    return components.plan == "resident" and components.provider.device is None
 
 
 class Stemmed:
@@ -27,13 +40,11 @@ class Stemmed:
         self._rest = rest
         self._asked: _Arrays = {}
         self._gave: _Arrays = {}
-        carried = rest.inputs.keys() - stem.inputs.keys()
-        self._carried = {name for name in carried if name.startswith(f"{NAME}_")}
 
     @property
     def inputs(self) -> Mapping[str, Tensor]:
         """What both take from outside."""
-        return {**self._stem.inputs, **{name: tensor for name, tensor in self._rest.inputs.items() if name not in self._carried}}
+        return {**self._stem.inputs, **{name: tensor for name, tensor in self._rest.inputs.items() if not carried(name)}}
 
     def run(self, feeds: _Arrays) -> _Arrays:
         """Every output of the second graph by its name."""
