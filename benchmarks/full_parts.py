@@ -1,7 +1,7 @@
-"""What the table of full size is measured in: parts of minutes, each of its own process or two, each kept when it is done.
+"""The parts of the full-size table: minutes each, in one process or two, each kept when it is done.
 
-A picture: one step to open everything, then a whole picture; a row of the table comes of it. A pair: two engines are open and draw one
-step in turns; a ratio with an interval comes of it, which does not mind a machine that is fast now and slow then.
+An image becomes a row of the table: one step to open everything, then a whole image. A pair becomes a ratio with an interval: two
+open engines generate one step in turns, which an unsteady machine hardly disturbs.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Self
 
 import msgspec
 
-from ..runtime.machine import processor
-from . import duel, environments
-from .conditions import Watch
-from .contender import Contender
-from .protocol import compared
+from ..runtime.engine.hardware import processor
+from .measure.contender import Contender
+from .measure.machine_noise import Watch
+from .measure.statistics import latency
+from .measure.worker import Drawn, Job
 from .results import Comparison, Row, row
-from .rivals import RIVALS, Rival
-from .summary import latency
-from .worker import Drawn, Job
+from .rivals import duel, environments
+from .rivals.catalog import RIVALS, Rival
+from .runner import compared
 
 STEPS = 20
 PAIRS = 9
@@ -42,30 +42,30 @@ OPENVINO = Rival(
     variants=(),
     documentation="",
 )
-"""What our runtime on OpenVINO stands on: its plug-in takes Intel's processors alone."""
+"""Packages of our runtime on OpenVINO; its plug-in supports Intel's processors only."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: an engine, or one of our bundles on a provider, and how it draws."""
+    """A row of the table: an engine, or one of our bundles on a provider, and how it generates."""
 
     engine: str
     variant: str
     """A precision; of ours the speed."""
     provider: str = ""
-    """Of ours."""
+    """Of our engine."""
 
     @property
     def name(self) -> str:
-        """What sets it apart."""
+        """Its label."""
         return " ".join(word for word in (self.engine, self.provider, self.variant) if word)
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """What one part gave."""
+    """The result of one part."""
 
     key: str
-    """Of what was measured; when that changes, so does it."""
+    """Key of the measurement; changes with it."""
     date: str
     seconds: float
     probes: tuple[float, ...]
@@ -84,19 +84,19 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Place:
-    """What all entries draw, and where things are."""
+    """The request of all entries, and the folders."""
 
     source: Path
     bundles: Mapping[str, Path]
-    """Ours by provider, made of `source`."""
+    """Our bundles by provider, exported from `source`."""
     pictures: Path
     home: Path
-    """Of the environments and of other engines' weights."""
+    """Folder of the environments and of other engines' weights."""
     terms: Job
     """`duel.terms`: nothing left open."""
 
     def key(self, *entries: Entry) -> str:
-        """Of the weights of `entries`, the pins of their environments and the terms: another key, another part."""
+        """A key from the weights of `entries`, the pins of their environments and the settings."""
         settled = str(msgspec.structs.replace(self.terms, folder=None, latents="", picture=""))
         parts = [settled]
         for entry in entries:
@@ -108,11 +108,11 @@ class Place:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def picture(self, entry: Entry) -> Path:
-        """Where the picture of `entry` is kept."""
+        """Path of the image of `entry`."""
         return self.pictures / f"{entry.name.replace(' ', '-')}.png"
 
     def contender(self, entry: Entry, tick: Tick, *, draw: bool) -> Contender:
-        """A process for `entry`, which keeps its picture if `draw`. What it needs is made, or else it has failed already."""
+        """A process for `entry`, which keeps its image if `draw`. What it needs is made, or else it has failed already."""
         self.pictures.mkdir(parents=True, exist_ok=True)
         kept = str(self.picture(entry)) if draw else ""
         job = msgspec.structs.replace(self.terms, engine=entry.engine, variant=entry.variant, picture=kept)
@@ -124,7 +124,7 @@ class Place:
         try:
             if entry.engine == "diffusette":
                 python = environments.python_of(OPENVINO, self.home, tick)
-                return Contender(job, [str(python), "-m", f"{__package__}.worker", msgspec.json.encode(job).decode()])
+                return Contender(job, [str(python), "-m", f"{__package__}.measure.worker", msgspec.json.encode(job).decode()])
             return Contender(*duel.start(RIVALS[entry.engine], job, self.home, tick))
         except environments.UnavailableError as error:
             failed = Contender(job)
@@ -133,14 +133,14 @@ class Place:
 
 
 def picture(place: Place, entry: Entry, longest: float, tick: Tick) -> Part:
-    """A whole picture of `entry`, in as many steps as fit into `longest` seconds where all steps are alike."""
+    """A whole image of `entry`, in as many steps as fit into `longest` seconds where all steps are alike."""
     contender = place.contender(entry, tick, draw=True)
     with _Timed(place, contender) as timed:
         tick("opening, and one step")
         contender.draw(1)
         timed.watch.probe()
         steps = affordable(contender.drawn[-1], longest) if contender.drawn and contender.job.speed == "exact" else STEPS
-        tick(f"a picture of {steps} steps")
+        tick(f"an image of {steps} steps")
         contender.draw(steps)
     found = row(contender, warmup=0)
     return timed.part(place.key(entry), rows=(whole(found, STEPS),), steps=found.steps or 0)
@@ -162,10 +162,10 @@ def pair(place: Place, entry: Entry, other: Entry, tick: Tick) -> Part:
 
 
 def pictures(places: Sequence[Place], entry: Entry, tick: Tick) -> Part:
-    """A picture of `entry` in each of `places`, for how they look alone."""
+    """An image of `entry` in each of `places`, for how they look alone."""
     with _Timed(places[0]) as timed:
         for number, place in enumerate(places):
-            tick(f"picture {number + 1} of {len(places)}")
+            tick(f"image {number + 1} of {len(places)}")
             with place.contender(entry, tick, draw=True) as contender:
                 contender.draw(STEPS)
     return timed.part(places[0].key(entry))
@@ -195,7 +195,7 @@ class _Timed:
         self._seconds = time.monotonic() - self._started
 
     def part(self, key: str, *, rows: tuple[Row, ...] = (), steps: int = 0, comparisons: tuple[Comparison, ...] = ()) -> Part:
-        """What came out."""
+        """The result."""
         noise = self.watch.noise()
         rivals = [contender.job.engine for contender in self._contenders if contender.job.engine in RIVALS]
         return Part(
@@ -212,7 +212,7 @@ class _Timed:
 
 
 def affordable(drawn: Drawn, longest: float) -> int:
-    """How many steps fit into `longest` seconds, by a first picture of one step; at least 4, so that there is something to compute with."""
+    """The number of steps that fit into `longest` seconds, estimated from a first image of one step; at least 4."""
     calls = [end - start for name, start, end in drawn.calls if name == "unet"]
     if not math.isfinite(longest) or not calls:
         return STEPS

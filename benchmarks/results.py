@@ -1,4 +1,4 @@
-"""What a benchmark gives: one row a combination of settings, comparisons, fidelity, and the conditions they hold under."""
+"""Results of a benchmark: one row per combination of settings, comparisons, fidelity, and the environment."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 
 import msgspec
 
-from .cold import Cold
-from .conditions import Machine, Noise
-from .contender import Contender
-from .fidelity import Fidelity
-from .metrics import Likeness
-from .prompts import PromptFidelity
-from .summary import Latency, Ratio, latency
-from .worker import Drawn
+from .measure.cold_start import Cold
+from .measure.contender import Contender
+from .measure.machine_noise import Machine, Noise
+from .measure.statistics import Latency, Ratio, latency
+from .measure.worker import Drawn
+from .quality.fidelity import Fidelity
+from .quality.image_metrics import Likeness
+from .quality.prompt_fidelity import PromptFidelity
 
 SCHEMA = 2
 POINTS = 200
-"""Of memory over time that are kept."""
+"""Samples of memory over time that are kept."""
 Scalar = str | int | float | bool | None
 
 
 class ComponentCost(msgspec.Struct, frozen=True):
-    """What one component takes of a request."""
+    """The cost of one component in a request."""
 
     latency: Latency
     """Seconds a request, all calls together."""
@@ -37,7 +37,7 @@ class ComponentCost(msgspec.Struct, frozen=True):
 
 
 class Likened(msgspec.Struct, frozen=True):
-    """A picture against another engine's."""
+    """An image against another engine's."""
 
     to: str
     """Engine and precision."""
@@ -51,7 +51,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     model_name: str
     folder: str
     precision: str = ""
-    """Of the U-Net."""
+    """Calls of the U-Net."""
     target: str = ""
     provider: str
     """The one that really ran."""
@@ -61,7 +61,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     height: int | None
     steps: int | None
     count: int
-    """Pictures a request."""
+    """Images a request."""
     guidance: float | None = None
     sampler: str = ""
     speed: str = "exact"
@@ -71,13 +71,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     import_latency: float | None = None
     load_latency: float | None = None
     first_latency: float | None = None
-    """Of the first request, in which graphs are opened."""
+    """Of the first request, which opens the graphs."""
     latency: Latency | None = None
-    """Of a request, after the first and the warm-up."""
+    """Of a request after the first and the warm-up."""
     throughput: float | None = None
-    """Pictures a second: `count` / mean latency."""
+    """Images a second: `count` / mean latency."""
     unet_call: Latency | None = None
-    """Of one call of the U-Net."""
+    """Of one U-Net call."""
     components: dict[str, ComponentCost] = {}
     max_ram: int | None = None
     """Peak resident memory of the whole process, mapped weights included."""
@@ -89,9 +89,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     fidelity: Fidelity | None = None
     judged: PromptFidelity | None = None
     likened: Likened | None = None
-    """Its picture against another engine's, where both started from the same noise."""
+    """Its image against another engine's, where both started from the same noise."""
     likened_demo: Likened | None = None
-    """Likewise of the demo model, whose pictures show something: means over a few."""
+    """The same for the demo model, whose images are meaningful: means over a few."""
     memory_over_time: tuple[tuple[float, int, int | None], ...] = ()
     """Seconds since the start, resident and anonymous bytes: the largest of each span of time."""
     latencies: tuple[float, ...] = ()
@@ -102,7 +102,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Two bundles, or a bundle and another engine, under the same settings, drawn in turns."""
+    """Two bundles, or a bundle and another engine, under the same settings, in alternating runs."""
 
     model_name: str
     versus: str
@@ -116,11 +116,11 @@ class Comparison(msgspec.Struct, frozen=True):
     latency: Ratio | None
     """Time of the model over time of `versus`; below 1 the model is faster. None where comparing is refused."""
     components: dict[str, Ratio] = {}
-    """Likewise of each component that both have; for the U-Net, all its calls of a request."""
+    """Ratios of the components that both have; for the U-Net, all its calls of a request."""
     refused: str = ""
     """Why."""
     note: str = ""
-    """What else is to be known."""
+    """Further remarks."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -139,9 +139,9 @@ class Report(msgspec.Struct, frozen=True):
     comparisons: tuple[Comparison, ...] = ()
     profile: str = ""
     advice: tuple[str, ...] = ()
-    """Of `--advise`: what suits this machine."""
+    """Result of `--advise`."""
     complete: bool = False
-    """False while it goes on, and for good when it was interrupted."""
+    """False while it runs, and after an interruption."""
     schema: int = SCHEMA
 
     def failure(self) -> str:
@@ -152,7 +152,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def row(contender: Contender, warmup: int) -> Row:
-    """What `contender` has shown so far; its first request and the `warmup` after it are not in the statistics."""
+    """The results of `contender` so far; its first request and the `warmup` after it are not in the statistics."""
     job, opened = contender.job, contender.opened
     measured = contender.drawn[1 + warmup :]
     seconds = [drawn.latency for drawn in measured]

@@ -1,4 +1,4 @@
-"""What each target's graphs go through, and which precisions it can have."""
+"""The passes and precisions of each target."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..models.manifest import Precision, Target
-from .cuda import fuse_bias_add, fuse_bias_split_gelu, fuse_group_norm, fuse_skip_layer_norm
-from .fusions import fuse_attention, fuse_silu, lower_group_norm
-from .graph import Pass
-from .layout import channels_last, pictures_to_tokens
-from .passes import COMMON, pointwise_to_matmul, split_from_the_end
-from .quantize import Form
-from .standard import at_opset, contrib_gelu, decompose_attention, expand_gelu, one_time_for_all
+from .graphs.edit import Pass
+from .passes.common import COMMON, pointwise_to_matmul, split_from_the_end
+from .passes.cuda_fusions import fuse_bias_add, fuse_bias_split_gelu, fuse_group_norm, fuse_skip_layer_norm
+from .passes.fusions import causal_bias, fuse_attention, fuse_silu, lower_group_norm
+from .passes.layout import channels_last, image_to_tokens
+from .passes.standard_opset import at_opset, contrib_gelu, decompose_attention, expand_gelu, one_time_for_all
 
 _ATTENTION: tuple[Pass, ...] = (*COMMON, pointwise_to_matmul, fuse_attention, fuse_silu)
 _PLAIN: tuple[Pass, ...] = (*COMMON, decompose_attention, lower_group_norm, expand_gelu)
@@ -20,10 +19,10 @@ TARGETS: Mapping[Target, tuple[Pass, ...]] = MappingProxyType(
     {
         "cpu": (*_ATTENTION, lower_group_norm, split_from_the_end, at_opset(20)),
         "portable": (*_PLAIN, at_opset(18), one_time_for_all),
-        "openvino": (*_PLAIN, at_opset(18)),  # its plug-in takes a graph whole only without contrib operators
+        "openvino": (*_PLAIN, at_opset(18)),  # the provider runs a graph as a whole only without contrib operators
         "cuda": (
             *_ATTENTION,
-            pictures_to_tokens,
+            image_to_tokens,
             fuse_group_norm(last=True),
             lower_group_norm,
             fuse_bias_split_gelu,
@@ -32,7 +31,7 @@ TARGETS: Mapping[Target, tuple[Pass, ...]] = MappingProxyType(
             channels_last,
             at_opset(20),
         ),
-        "directml": (*_ATTENTION, pictures_to_tokens, fuse_group_norm(last=False), lower_group_norm, contrib_gelu, at_opset(17)),
+        "directml": (*_ATTENTION, causal_bias, image_to_tokens, fuse_group_norm(last=False), lower_group_norm, contrib_gelu, at_opset(17)),
     }
 )
 PRECISIONS: Mapping[Target, tuple[Precision, ...]] = MappingProxyType(
@@ -44,5 +43,4 @@ PRECISIONS: Mapping[Target, tuple[Precision, ...]] = MappingProxyType(
         "directml": ("fp16", "int4", "fp32"),
     }
 )
-"""What each target can have; the first is what it gets where nobody says anything."""
-FORMS: Mapping[Target, Form] = MappingProxyType({"cpu": "operators", "openvino": "qdq"})
+"""The precisions of each target; the first is the default."""

@@ -14,16 +14,20 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from . import families, onnx_file
+from . import families
 from . import manifest as manifests
 from .errors import BundleError
+from .formats import onnx_reader
+from .formats.onnx_operators import check_operators
+from .formats.onnx_reader import Graph
+from .formats.small_file import read_bytes
 from .manifest import Component, Manifest, Tensor
-from .onnx_file import Graph
-from .operators import check_operators
 
 MAX_MANIFEST = 16 << 20
+MAX_GRAPHS = 128
+"""Graphs of one component; an autoencoder in bands has 20."""
 _PIECE = 4 << 20
-DEMO = Path(__file__).parent / "demo" / "bundle"
+DEMO = Path(__file__).resolve().parent / "demo" / "bundle"
 """The model that ships inside."""
 
 Progress = Callable[[str, int, int], None]
@@ -37,7 +41,9 @@ class Bundle:
     folder: Path
     manifest: Manifest
     graphs: Mapping[str, Graph]
-    """What each component's graph says about itself, by component."""
+    """Facts read from each component's graph, by component."""
+    looked_at: Mapping[Path, tuple[int, ...]]
+    """Device, number, size and time of each graph and its data when they were looked at."""
 
     def path(self, relative: str) -> Path:
         """The file or folder called `relative` (with forward slashes) in the bundle.
@@ -47,32 +53,64 @@ class Bundle:
         """
         return self.folder / safe(relative, "bundle")
 
+    def unchanged(self, relative: str) -> Path:
+        """The graph called `relative`, if it and its data are still the files that were looked at.
 
-def open_bundle(folder: Path) -> Bundle:
+        Raises:
+            BundleError: one was replaced or changed; the bundle has to be opened again, with all checks.
+        """
+        path = self.path(relative)
+        for file, identity in self.looked_at.items():
+            if file.parent == path.parent and (file == path or file.suffix != ".onnx") and _identity(file) != identity:
+                raise BundleError(f"{file}: it was changed while the model was open; load the model again")
+        return path
+
+
+def open_bundle(folder: Path, *, functions: bool = False) -> Bundle:
     """Open the bundle in `folder`: one with our manifest, or a plain folder of optimum or of older diffusers.
+
+    With `functions`, its graphs may define functions, as those of an export do until they are published.
 
     Raises:
         BundleError: there is no model, or it is damaged, hostile, or not what its manifest says; the message names the
             file or field, what was expected, and what to do.
     """
+    try:
+        return _open(folder, functions=functions)
+    except (OSError, ValueError) as error:  # a name that no system takes, a folder without rights; ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"{getattr(error, 'filename', None) or folder}: cannot be read ({reason}); expected a bundle") from error
+
+
+def _open(folder: Path, *, functions: bool) -> Bundle:
     if not folder.is_dir():
-        raise BundleError(f"{folder}: no such folder: expected one with a bundle; `diffusette export SOURCE {folder}` makes it")
+        if folder.exists():
+            raise BundleError(f"{folder}: not a folder; expected a bundle, made by `diffusette export {folder} BUNDLE`")
+        raise BundleError(f"{folder}: no such folder; expected a bundle, made by `diffusette export SOURCE {folder}`")
     if (folder / manifests.FILE_NAME).exists():
-        size = size_of(folder / manifests.FILE_NAME, str(folder))
-        if size > MAX_MANIFEST:
-            raise BundleError(f"{folder / manifests.FILE_NAME}: {size} bytes, expected at most {MAX_MANIFEST}: export the model again")
-        found = manifests.read(folder)
+        found = read_manifest(folder)
         _check_files(folder, found)
         _check_parts(found)
     elif (folder / "model_index.json").exists():
-        from .plain import manifest_of  # only where there is no manifest
+        from .formats.onnx_folder import manifest_of  # only where there is no manifest
 
         found = manifest_of(folder)
     else:
         what = "it is empty" if not any(folder.iterdir()) else f"it has neither {manifests.FILE_NAME} nor model_index.json"
-        raise BundleError(f"{folder}: no model in this folder, {what}: `diffusette export SOURCE {folder}` makes a bundle")
-    graphs = {name: _check_component(folder, name, component, found) for name, component in found.components.items()}
-    return Bundle(folder, found, graphs)
+        raise BundleError(f"{folder}: no model in this folder, {what}; export one with `diffusette export SOURCE {folder}`")
+    looked_at: dict[Path, tuple[int, ...]] = {}
+    graphs = {name: _check_component(folder, name, component, found, looked_at, functions) for name, component in found.components.items()}
+    return Bundle(folder, found, graphs, looked_at)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle in `folder`; its files are not looked at.
+
+    Raises:
+        BundleError: missing, or not a manifest of this version.
+    """
+    path = folder / manifests.FILE_NAME
+    return manifests.decode(read_bytes(path, MAX_MANIFEST, "the manifest of a bundle"), str(path))
 
 
 def safe(relative: str, where: str) -> PurePosixPath:
@@ -93,7 +131,7 @@ _PART = re.compile(r'[^\\/:*?"<>|\x00-\x1f]{1,255}')
 
 
 def size_of(path: Path, where: str) -> int:
-    """Bytes of the regular file `path`, through symbolic links (a hub's cache is made of them).
+    """Size of the regular file `path`; follows symbolic links, which hub caches consist of.
 
     Raises:
         BundleError: missing, or a folder, device, pipe or socket.
@@ -111,7 +149,9 @@ def _check_files(folder: Path, found: Manifest) -> None:
     for relative, file in found.files.items():
         size = size_of(folder / safe(relative, "files"), "files")
         if size != file.size:
-            raise BundleError(f"{folder / relative}: {size} bytes, but the manifest says {file.size}: download or export the model again")
+            raise BundleError(
+                f"{folder / relative}: {size} bytes, expected {file.size} by the manifest; download or export the model again"
+            )
 
 
 def _check_parts(found: Manifest) -> None:
@@ -136,15 +176,28 @@ def _need(there: Collection[str], field: str, name: str, purpose: str) -> None:
         raise BundleError(f"{manifests.FILE_NAME}: $.{field}.{name} is missing, and {purpose} needs it: export the model again")
 
 
-def _check_component(folder: Path, name: str, component: Component, found: Manifest) -> Graph:
+_LookedAt = dict[Path, tuple[int, ...]]
+
+
+def _check_component(folder: Path, name: str, component: Component, found: Manifest, looked_at: _LookedAt, functions: bool) -> Graph:  # noqa: FBT001
+    if len(component.graphs) > MAX_GRAPHS:
+        raise BundleError(f"{manifests.FILE_NAME}: $.components.{name}.graphs has {len(component.graphs)}, expected at most {MAX_GRAPHS}")
     for part, further in component.graphs.items():
-        _check_graph(folder, name, f"components.{name}.graphs.{part}", further, found)
+        _check_graph(folder, name, f"components.{name}.graphs.{part}", further, found, looked_at, functions)
     _check_pieces(name, component)
-    return _check_graph(folder, name, f"components.{name}", component, found)
+    return _check_graph(folder, name, f"components.{name}", component, found, looked_at, functions)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _check_pieces(name: str, component: Component) -> None:
-    """That each piece of a component takes what is there by then, and that they give all that the component does."""
+    """Check that each piece's inputs exist by the time it runs, and that the pieces produce all outputs of the component."""
     known, summed = {tensor: described.dtype for tensor, described in component.inputs.items()}, dict[str, int]()
     for part, (graph, bands) in component.pieces.items():
         where, pixels = f"{manifests.FILE_NAME}: $.components.{name}.graphs.{part}.bands", bands.rows.keys()
@@ -164,7 +217,7 @@ def _check_pieces(name: str, component: Component) -> None:
 
 
 def _channels(tensor: Tensor) -> int:
-    """How many there are, 0 where that is not said."""
+    """Their number; 0 if it is not stated."""
     size = tensor.shape[1] if len(tensor.shape) > 1 else 0
     return size if isinstance(size, int) else 0
 
@@ -173,12 +226,23 @@ def _of(names: Collection[str], graph: manifests.Graph) -> list[Tensor]:
     return [tensor for name, tensor in (*graph.inputs.items(), *graph.outputs.items()) if name in names]
 
 
-def _check_graph(folder: Path, name: str, where: str, component: Component | manifests.Graph, found: Manifest) -> Graph:
+def _check_graph(
+    folder: Path,
+    name: str,
+    where: str,
+    component: Component | manifests.Graph,
+    found: Manifest,
+    looked_at: _LookedAt,
+    functions: bool,  # noqa: FBT001
+) -> Graph:
     path = folder / safe(component.graph, f"{where}.graph")
+    if path.suffix != ".onnx":  # ONNX Runtime chooses the format of a file by its name
+        raise BundleError(f"{manifests.FILE_NAME}: $.{where}.graph is {component.graph!r}, expected a file *.onnx: export the model again")
     size_of(path, where)
-    graph = onnx_file.read(path)
-    check_operators(graph, path)
+    graph = onnx_reader.read(path)
+    check_operators(graph, path, functions=functions)
     locations = check_external(graph, path)
+    looked_at |= {file: _identity(file) for file in (path, *(path.parent / location for location in locations))}
     if found.files:
         inside = PurePosixPath(component.graph)
         for relative in (inside, *(inside.parent / location for location in locations)):
@@ -192,7 +256,7 @@ def check_external(graph: Graph, path: Path) -> list[str]:
     """The files of external data that `graph`, read from `path`, uses: relative to its folder.
 
     Raises:
-        BundleError: one lies elsewhere, is missing, no regular file, or too short for a tensor.
+        BundleError: one is elsewhere, is missing, no regular file, or too short for a tensor.
     """
     ends: dict[str, tuple[int, str]] = {}
     for tensor in (*graph.initializers.values(), *graph.hidden):
@@ -223,7 +287,7 @@ def _check_agreement(path: Path, where: str, said: Mapping[str, Tensor], real: M
 
 
 def verify(bundle: Bundle, progress: Progress | None = None) -> list[str]:
-    """Hash every file of `bundle` and say what differs from its manifest; empty when all is well.
+    """Hash every file of `bundle` and list the differences from its manifest; empty if there are none.
 
     Each problem begins with the path of a file: missing, changed, or there without being listed.
     """

@@ -1,14 +1,17 @@
-"""Families of Stable Diffusion: which components each has, what its U-Net is for, and what is used where nobody says anything.
+"""Families of Stable Diffusion: which components each has, what its U-Net is for, and what is used by default.
 
 A family is read off the configs alone, so that a distilled or retrained U-Net is nothing special.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
+
+import msgspec
 
 from .errors import BundleError
 from .manifest import Defaults
@@ -51,7 +54,7 @@ class Family:
 
     @property
     def raw_hidden_states(self) -> bool:
-        """Text encoders give hidden states as they are (SDXL); else through the final layer norm, as CLIP skip wants them."""
+        """Text encoders return raw hidden states (SDXL); otherwise after the final layer norm, as CLIP skip needs them."""
         return self.architecture == "sdxl"
 
 
@@ -74,10 +77,10 @@ def detect(pipeline: str, components: Mapping[str, tuple[str, str]], unet: Confi
     `pipeline` and `components` come from model_index.json, `unet` is the U-Net's config.
 
     Raises:
-        BundleError: an architecture that is none of `FAMILIES`.
+        BundleError: an architecture that is not in `FAMILIES`.
     """
     if pipeline not in PIPELINES:
-        raise BundleError(f"model_index.json: {pipeline!r} cannot be exported; expected one of {', '.join(sorted(PIPELINES))}")
+        raise BundleError(f"model_index.json: {pipeline!r} is not supported; expected one of {', '.join(sorted(PIPELINES))}")
     large = unet.get("addition_embed_type") == "text_time"
     if unet.get("addition_embed_type") not in {None, "text_time"} or unet.get("class_embed_type") or unet.get("encoder_hid_dim_type"):
         raise BundleError(
@@ -98,12 +101,15 @@ def detect(pipeline: str, components: Mapping[str, tuple[str, str]], unet: Confi
 
 
 def defaults(family: Family, unet: Config, scheduler: Config, downscale: int, override: Config) -> Defaults:
-    """What is used where the user says nothing; `override` (`diffusette.json` of the source) wins."""
-    size = int(unet.get("sample_size") or (128 if family.architecture == "sdxl" else 64)) * downscale
-    values: dict[str, Any] = {"width": size, "height": size, "steps": 20, "guidance": 7.5, "sampler": "dpm++2m", "schedule": "karras"}
+    """The defaults; `override` (`diffusette.json` of the source) wins."""
+    said = unet.get("sample_size") or (128 if family.architecture == "sdxl" else 64)
+    height, width = (side * downscale for side in ((said, said) if isinstance(said, int) else said))
+    values: dict[str, Any] = {"width": width, "height": height, "steps": 20, "guidance": 7.5, "sampler": "dpm++2m", "schedule": "karras"}
     name = str(scheduler.get("_class_name", ""))
     if family.architecture == "sdxl":
         values |= {"steps": 25, "guidance": 5.0}
+    if name.startswith("EDM"):
+        values |= {"guidance": 3.0, "schedule": scheduler.get("sigma_schedule") or "karras"}
     if unet.get("time_cond_proj_dim") or name == "LCMScheduler":
         values |= {"steps": 4, "guidance": 8.5 if unet.get("time_cond_proj_dim") else 1.0, "sampler": "lcm", "schedule": "model"}
     elif (
@@ -116,4 +122,33 @@ def defaults(family: Family, unet: Config, scheduler: Config, downscale: int, ov
     unknown = override.keys() - values.keys()
     if unknown:
         raise BundleError(f"diffusette.json: unknown {', '.join(sorted(unknown))}; expected some of {', '.join(values)}")
-    return Defaults(**(values | dict(override)))
+    try:
+        return msgspec.convert(values | dict(override), Defaults)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"diffusette.json or unet/config.json: {error}; expected defaults that a model can have") from error
+
+
+def latent_statistics(vae: Config) -> dict[str, Any]:
+    """`Latent.mean` and `Latent.std` of a VAE's config, if it has both."""
+    mean, std = vae.get("latents_mean"), vae.get("latents_std")
+    if mean is None or std is None:
+        return {}
+    try:
+        return {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"vae/config.json: latents_mean or latents_std: {error}; expected one number per channel") from error
+
+
+def zero_empty_negative(family: Family, index: Config) -> bool | msgspec.UnsetType:
+    """`Manifest.zero_empty_negative`, if model_index.json differs from what is usual for the family."""
+    said = index.get("force_zeros_for_empty_prompt")
+    usual = family.architecture == "sdxl" and family.task != "refine"
+    return said if isinstance(said, bool) and usual and said != usual else msgspec.UNSET
+
+
+def model_name(said: object, otherwise: str) -> str:
+    """The name of a model from `_name_or_path`: `owner/name` as it is, and of a path on its maker's machine the last part alone."""
+    text = str(said or "").replace("\\", "/").rstrip("/")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith("."):
+        return text
+    return text.rpartition("/")[2] or otherwise

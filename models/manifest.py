@@ -1,16 +1,16 @@
 """The manifest of a bundle: the only contract between export and runtime.
 
 A *bundle* is a folder with `manifest.json` and the files it lists: one ONNX graph a component (in optimum's layout,
-`unet/model.onnx` and so on), tokenizers, licence. Everything the runtime has to know about a model stands here.
+`unet/model.onnx` and so on), tokenizers, licence. It holds everything that the runtime has to know about a model.
 """
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from .errors import BundleError
 
@@ -19,11 +19,18 @@ FILE_NAME = "manifest.json"
 
 Target = Literal["portable", "cpu", "cuda", "directml", "openvino"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm"]
+"""`edm` is the output of Karras et al. 2022: v-prediction with the opposite sign."""
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 Spacing = Literal["linspace", "leading", "trailing"]
 Final = Literal["zero", "sigma_min"]
 """Where the last step ends: at no noise, or at the model's smallest sigma."""
+
+Count = Annotated[int, Meta(ge=1, le=1 << 20)]
+Side = Annotated[int, Meta(ge=8, le=1 << 14)]
+"""Pixels."""
+Unit = Annotated[float, Meta(gt=0.0, lt=1.0)]
+Name = Annotated[str, Meta(max_length=1000)]
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -40,19 +47,19 @@ class Tensor(_Struct, frozen=True):
 class Norm(_Struct, frozen=True):
     """A group normalization."""
 
-    groups: int
-    epsilon: float
+    groups: Count
+    epsilon: Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
 class Bands(_Struct, frozen=True):
-    """How a graph works on some rows of its tensors at a time; `export/bands.py` makes such graphs, `runtime/bands.py` runs them."""
+    """How a graph works on bands of rows. The `vae_bands.py` of export cuts such graphs, that of runtime runs them."""
 
-    rows: dict[str, int]
+    rows: dict[str, Count]
     """Rows of each tensor that is taken, given, or summed up for later normalizing, for one row of the coarsest of them."""
-    halo: int | None
+    halo: Annotated[int, Meta(ge=0, le=1 << 20)] | None
     """Rows of the coarsest that are needed above and below those that come out; None needs all."""
     norms: dict[str, Norm]
-    """The tensors that are normalized, for which `NAME.scale` and `NAME.shift` are given; inputs, or made of 8-bit ones again."""
+    """The tensors that are normalized, for which `NAME.scale` and `NAME.shift` are given; inputs, or made of int8 ones again."""
 
 
 class Graph(_Struct, frozen=True):
@@ -62,7 +69,7 @@ class Graph(_Struct, frozen=True):
     """Path of the ONNX file inside the bundle, with forward slashes; beside the component's own."""
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
-    grid: int | None = None
+    grid: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """Latent pixels along one side of a token of the self-attentions that `token_stride` is for; None where there are none."""
     bands: Bands | msgspec.UnsetType = msgspec.UNSET
     """Of a piece of an autoencoder's half, and of no other graph; pieces are run one after the other, in the order of their names."""
@@ -81,8 +88,8 @@ class Component(_Struct, frozen=True):
     judged_as_functions: tuple[str, ...] = ()
     """Operators that only GPUs have: `parity_db` was measured on the CPU with what they compute in standard operators in their place."""
     graphs: dict[str, Graph] = {}
-    """Graphs that do less work, by name: `export/reuse.py` and `export/stem.py` make a U-Net's, `export/bands.py` the pieces of an
-    autoencoder's half."""
+    """Graphs that do less work, by name: a U-Net's for step caching and shared prefixes, an autoencoder's for bands of rows
+    (`export/subgraphs/`)."""
 
     @property
     def pieces(self) -> dict[str, tuple[Graph, Bands]]:
@@ -94,64 +101,82 @@ class Tokenizer(_Struct, frozen=True):
     """A CLIP byte-pair tokenizer, one a text encoder (`tokenizer` for `text_encoder`, `tokenizer_2` for `text_encoder_2`)."""
 
     folder: str
-    length: int
+    length: Annotated[int, Meta(ge=3, le=4096)]
     """Tokens in one chunk, start and end included: 77 for CLIP."""
-    pad: int
+    pad: Annotated[int, Meta(ge=0, lt=1 << 31)]
     """Token id that fills a chunk up."""
 
 
+class Edm(_Struct, frozen=True):
+    """The range of noise of a model trained as Karras et al. 2022 (arXiv:2206.00364) do, which has no betas.
+
+    Everything is divided by the data's standard deviation (`data`), also the latents (`Latent.scaling`): then the model's formulas are
+    those of v-prediction, and only its timestep is another, ln(sigma) / 4 in the undivided scale.
+    """
+
+    low: Annotated[float, Meta(gt=0.0, le=1e6)]
+    high: Annotated[float, Meta(gt=0.0, le=1e6)]
+    data: Annotated[float, Meta(gt=0.0, le=1e3)]
+
+
 class Noise(_Struct, frozen=True):
-    """How the model was trained to see noise: what its scheduler config says."""
+    """The noise that the model was trained on, from its scheduler config."""
 
     prediction: Prediction = "epsilon"
     betas: BetaSchedule = "scaled_linear"
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    train_timesteps: int = 1000
+    beta_start: Unit = 0.00085
+    beta_end: Unit = 0.012
+    train_timesteps: Annotated[int, Meta(ge=1, le=100_000)] = 1000
     spacing: Spacing = "leading"
-    steps_offset: int = 1
+    steps_offset: Annotated[int, Meta(ge=-1000, le=1000)] = 1
     zero_terminal_snr: bool = False
-    flow_shift: float = 1.0
+    flow_shift: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0
     final: Final = "zero"
-    """Where DDIM and PNDM end: sigma_min is what diffusers calls `set_alpha_to_one=False`."""
+    """Where DDIM and PNDM end: sigma_min is diffusers' `set_alpha_to_one=False`."""
+    edm: Edm | msgspec.UnsetType = msgspec.UNSET
+    """In place of betas, with the predictions `edm` and `v_prediction`."""
 
 
 class Latent(_Struct, frozen=True):
-    """The space the U-Net works in. picture → encode → (z - shift) × scaling → U-Net."""
+    """The space the U-Net works in. image → encode → (z - shift) × scaling → U-Net."""
 
-    channels: int = 4
-    downscale: int = 8
+    channels: Annotated[int, Meta(ge=1, le=1024)] = 4
+    downscale: Annotated[int, Meta(ge=1, le=256)] = 8
     """Pixels along one side of a latent pixel."""
-    scaling: float = 0.18215
-    shift: float = 0.0
+    scaling: Annotated[float, Meta(ge=1e-6, le=1e6)] = 0.18215
+    shift: Annotated[float, Meta(ge=-1e6, le=1e6)] = 0.0
+    mean: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Mean of each channel before scaling (diffusers' `latents_mean`), given together with `std`."""
+    std: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Standard deviation of each channel before scaling (`latents_std`)."""
 
 
 class Defaults(_Struct, frozen=True):
-    """What is used where the user says nothing."""
+    """Defaults of a request."""
 
-    width: int
-    height: int
-    steps: int = 20
-    guidance: float = 7.5
+    width: Side
+    height: Side
+    steps: Annotated[int, Meta(ge=1, le=10_000)] = 20
+    guidance: Annotated[float, Meta(ge=0.0, le=100.0)] = 7.5
     sampler: str = "dpm++2m"
     schedule: str = "karras"
 
 
 class Source(_Struct, frozen=True):
-    """Where the weights came from, and under which terms."""
+    """Origin and licence of the weights."""
 
     name: str
     revision: str | None = None
     licence: str = "unknown"
     reference: Literal["torch", "graphs"] = "torch"
-    """What parity was measured against: the source's weights in torch, or, where it has none, its own graphs in ONNX Runtime."""
+    """The reference of parity: the source's weights in torch, or its own graphs in ONNX Runtime if it has no weights."""
 
 
 class File(_Struct, frozen=True):
     """Size in bytes and SHA-256 (hex) of a file."""
 
-    size: int
-    sha256: str
+    size: Annotated[int, Meta(ge=0)]
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class Manifest(_Struct, frozen=True):
@@ -169,8 +194,11 @@ class Manifest(_Struct, frozen=True):
     files: dict[str, File]
     """Every file of the bundle but the manifest itself, by its path with forward slashes."""
     preview: tuple[tuple[float, float, float], ...] = ()
-    """What cheap previews are made with: red, green and blue (-1 to 1) of each latent channel, and in the last row of nothing
-    (`runtime/preview.py`). Empty where nobody has found them yet."""
+    """Colours of cheap previews: red, green and blue (-1 to 1) of each latent channel, and in the last row the offset
+    (`runtime/images/preview.py`). Empty if they are not known yet."""
+    zero_empty_negative: bool | msgspec.UnsetType = msgspec.UNSET
+    """Whether an empty negative prompt is all zeros, as for most SDXL models, or the encoding of ""; if it is not given, as is usual for
+    the family."""
     schema: int = SCHEMA
     made_by: str = "diffusette"
 
@@ -184,33 +212,38 @@ def decode(data: bytes, where: str = FILE_NAME) -> Manifest:
     try:
         schema = msgspec.json.decode(data, type=_Header).schema
         if schema != SCHEMA:
-            raise BundleError(f"{where}: schema {schema}, but this version reads schema {SCHEMA}: upgrade diffusette, or export again")
-        return msgspec.json.decode(data, type=Manifest)
+            raise BundleError(f"{where}: schema {schema}, expected {SCHEMA}; upgrade diffusette, or export the model again")
+        found = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{where}: {error}: not a manifest of this version; export the model again") from error
+    _check(found, where)
+    return found
+
+
+def _check(found: Manifest, where: str) -> None:
+    """Check values against each other."""
+    if found.noise.beta_start > found.noise.beta_end:
+        raise BundleError(f"{where}: $.noise.beta_start is above beta_end; export the model again")
+    edm = found.noise.edm
+    if edm is msgspec.UNSET and found.noise.prediction == "edm":
+        raise BundleError(f"{where}: $.noise.edm is missing, and prediction edm needs it; export the model again")
+    if edm is not msgspec.UNSET and (found.noise.prediction not in {"edm", "v_prediction"} or not edm.low < edm.high):
+        raise BundleError(f"{where}: $.noise.edm needs prediction edm or v_prediction, and low below high; export the model again")
+    for name, values in (("mean", found.latent.mean), ("std", found.latent.std)):
+        if values is not msgspec.UNSET and (len(values) != found.latent.channels or (name == "std" and min(values) <= 0)):
+            raise BundleError(f"{where}: $.latent.{name} has {len(values)} values, expected {found.latent.channels} above 0; export again")
+    if (found.latent.mean is msgspec.UNSET) != (found.latent.std is msgspec.UNSET):
+        raise BundleError(f"{where}: $.latent needs mean and std together; export the model again")
 
 
 def encode(manifest: Manifest) -> bytes:
-    """`manifest` as readable JSON; the same manifest gives the same bytes."""
+    """`manifest` as readable, deterministic JSON."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """What tells this bundle from every other: the SHA-256 (hex) of its manifest, which holds those of all its files."""
+    """The bundle's identity: the SHA-256 (hex) of its manifest, which holds those of all its files."""
     return hashlib.sha256(encode(manifest)).hexdigest()
-
-
-def read(folder: Path) -> Manifest:
-    """The manifest of the bundle in `folder`.
-
-    Raises:
-        BundleError: there is none, or it cannot be understood.
-    """
-    path = folder / FILE_NAME
-    try:
-        return decode(path.read_bytes(), str(path))
-    except OSError as error:
-        raise BundleError(f"{path}: no readable manifest ({error.strerror}): expected a bundle made by `diffusette export`") from error
 
 
 class _Header(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""What `diffusette doctor` says: the machine, what is installed, what can run here, and what is wrong."""
+"""The report of `diffusette doctor`: the machine, the installed packages, the available providers, and problems."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..models.errors import ProviderError
-from . import graph_cache, machine, providers
+from .engine import graph_cache, hardware, providers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 PACKAGES = ("diffusette", "numpy", "pillow", "click", "msgspec", "tokenizers", "rich")
-"""What the runtime stands on; onnxruntime is reported apart, since several wheels bring it."""
+"""The packages that the runtime needs. onnxruntime is reported separately, since several wheels provide it."""
+OPTIONAL = ("starlette", "uvicorn", "mcp", "c2pa-python")
+"""The packages of the server, of MCP and of signatures; none of them is needed to generate images."""
 _ENOUGH = 2 << 30
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """The computer. Memory is in bytes; `free_memory` is what could be taken now without swapping."""
+    """The computer. Memory is in bytes; `free_memory` is available without swapping."""
 
     system: str
     python: str
     processor: str
     cores: int
-    """Those that this process may use."""
+    """The cores that this process may use."""
     flags: tuple[str, ...]
     free_memory: int | None
     total_memory: int | None
 
 
 class ProviderState(msgspec.Struct, frozen=True):
-    """Whether a provider can run here; `missing` says why not and what to install."""
+    """Whether a provider can run here; `missing` explains why not and what to install."""
 
     available: bool
     targets: tuple[str, ...]
@@ -44,51 +46,51 @@ class ProviderState(msgspec.Struct, frozen=True):
 
 
 class Cache(msgspec.Struct, frozen=True):
-    """Where optimized graphs are kept; `problem` says why they cannot be."""
+    """The folder of optimized graphs; `problem` explains why it cannot be used."""
 
     folder: str | None
     writable: bool
     megabytes: int
-    """What the graphs in it take; `graph_cache.LIMIT` is the most."""
+    """The size of the cached graphs; at most `graph_cache.LIMIT`."""
     problem: str = ""
 
 
 class Doctor(msgspec.Struct, frozen=True):
-    """Everything that helps to understand why something does not work."""
+    """All the information needed to find out why something does not work."""
 
     machine: Machine
     packages: dict[str, str]
-    """Name → version of what the runtime needs; empty where it is not installed."""
+    """Name → version of `PACKAGES` and `OPTIONAL`; empty if not installed."""
     onnxruntime: dict[str, str]
-    """Name → version of every distribution that brings onnxruntime; there must be one."""
+    """Name → version of every distribution that provides onnxruntime; there must be exactly one."""
     providers: dict[str, ProviderState]
     cache: Cache
     telemetry: bool
     """Whether ONNX Runtime may collect usage data in this process."""
     problems: list[str]
-    """What keeps pictures from coming, or makes them slower than they could be, each with its cure."""
+    """Everything that prevents or slows down generation, each with its remedy."""
 
 
 def report(cache: Path | None = None) -> Doctor:
-    """Look at everything; nothing is changed but for the cache folder (`cache`, or the usual one), which is made."""
+    """Examine the machine. Creates the cache folder (`cache`, or the default one) and changes nothing else."""
     found = providers.distributions()
     states = _providers()
     packages = installed_packages()
-    memory = machine.memory()
+    memory = hardware.memory()
     folder = cache or graph_cache.default_folder()
     unwritable = graph_cache.why_unwritable(folder)
-    problems = [f"{name} is not installed: pip install {name}" for name, installed in packages.items() if not installed]
+    problems = [f"{name} is not installed: pip install {name}" for name in PACKAGES if not packages[name]]
     clash = providers.why_clashing(found)
     if clash:
         problems.append(clash)
     elif not any(state.available for state in states.values()):
         problems.append(states["cpu"].missing)
     if unwritable:
-        problems.append(f"optimized graphs are not kept, so that every start takes as long as the first: {unwritable}")
+        problems.append(f"optimized graphs are not cached, so every start is as slow as the first: {unwritable}")
     if memory is not None and memory[0] < _ENOUGH:
         problems.append(f"only {memory[0] >> 20} MiB of memory are free: close other programs, or use --memory streamed")
-    if platform.machine().lower() in {"x86_64", "amd64"} and "avx2" not in machine.flags() and sys.platform == "linux":
-        problems.append("this processor has no AVX2: pictures take several times as long as on one that has it")
+    if platform.machine().lower() in {"x86_64", "amd64"} and "avx2" not in hardware.flags() and sys.platform == "linux":
+        problems.append("this processor has no AVX2: images take several times as long as on a processor with it")
     return Doctor(
         machine=this_machine(),
         packages=packages,
@@ -101,23 +103,23 @@ def report(cache: Path | None = None) -> Doctor:
 
 
 def this_machine() -> Machine:
-    """The computer as it is now."""
-    memory = machine.memory()
+    """Return the current state of the computer."""
+    memory = hardware.memory()
     return Machine(
         system=platform.platform(),
         python=platform.python_version(),
-        processor=machine.processor(),
-        cores=machine.cores(),
-        flags=machine.flags(),
+        processor=hardware.processor(),
+        cores=hardware.cores(),
+        flags=hardware.flags(),
         free_memory=memory and memory[0],
         total_memory=memory and memory[1],
     )
 
 
 def installed_packages() -> dict[str, str]:
-    """Name → version of `PACKAGES`; empty where one is not installed."""
+    """Return name → version of `PACKAGES` and `OPTIONAL`; empty if a package is not installed."""
     found: dict[str, str] = {}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *OPTIONAL):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

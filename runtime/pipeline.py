@@ -1,65 +1,86 @@
-"""Prompt in, picture out: the flow of the runtime in one file.
+"""Prompt in, image out: the flow of the runtime in one file.
 
-`load` opens a bundle, `Pipeline.steps` is the loop: it yields after each step and at the end of each picture, so that
-progress, previews and cancelling belong to the caller. `Pipeline.generate` runs it to the end.
+`load` opens a bundle as a `Pipeline`. A `_Generation` is one request on its way: it resolves the request, encodes the prompts,
+denoises in stages, decodes, and yields an event after each step and each image, so that progress, previews and cancelling belong to
+the caller.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
+import numpy as np
 from PIL import Image
 
 from ..models.bundle import DEMO, Bundle, open_bundle
-from ..models.errors import ResourceError
+from ..models.errors import NumericalError, RequestError, ResourceError
 from ..models.families import FAMILIES, Family
 from ..models.manifest import Manifest
-from . import adapters, conditioning, graph_cache, hires, inpaint, machine, pictures, preview, recording, refine, samplers, speed, text, vae
-from .adapters import Adapted
-from .advice import followed
-from .components import TILE, Components
-from .denoise import Array, Denoise, combine
-from .drawing import Drawing, Run
-from .failures import scarce
-from .inpaint import Scene
-from .job import TINY_DECODER, Job, settle
-from .plans import PLANS, choose_plan
-from .providers import resolve
-from .request import Fields, Request
-from .result import Picture, Result, Step
-from .safety import COMPONENT as CHECKER
-from .safety import Filter, open_filter
-from .session import SessionOptions
+from . import conditioning, reproduce, unet_graphs
+from .adapters import apply
+from .denoising import Drawing, Stage
+from .engine import graph_cache, hardware
+from .engine.components import TILE, Components, Runner
+from .engine.memory_plans import AUTO, PLANS, choose_plan
+from .engine.ort_errors import scarce
+from .engine.providers import resolve as resolve_provider
+from .engine.session import SessionOptions
+from .engine.tuned_settings import followed
+from .images import hires, image_io, inpaint, preview, vae
+from .images.safety_checker import COMPONENT as CHECKER
+from .images.safety_checker import open_filter
+from .normalize import path_of, yes_or_no
+from .refiner import NO_STEPS, check_refiner, handover, split_stage
+from .request import Fields, Request, number_of, shown
+from .resolve import TINY_DECODER, resolve
+from .result import Note, Picture, Result, Step
+from .sampling import samplers, speed
+from .sampling.denoise import combine
+from .types import Array, Denoise
 
 
-@dataclass
 class Pipeline:
-    """A model that is ready to draw. Threads may share it. Close it, or use `with`, to give its memory back."""
+    """A model that is ready to generate. Threads may share it. Close it, or use `with`, to free its memory.
 
-    bundle: Bundle
-    components: Components
-    notes: tuple[str, ...] = ()
-    safety: bool = True
-    """Whether the bundle's safety checker, if it has one, sees every finished picture."""
-    encoders: tuple[text.TextEncoder, ...] = field(default=())
-    filter: Filter | None = None
-    refiner: Pipeline | None = None
-    """Draws the last steps (SDXL's refiner)."""
-    _factors: preview.Factors | None = None
+    Attributes:
+        bundle: the opened model, with its manifest.
+        components: the model's sessions under a memory plan, on a provider.
+        notes: notes from loading, such as a provider that `auto` skipped.
+        safety: whether the bundle's safety checker, if it has one, checks every image.
+        refiner: the pipeline that denoises the last steps, such as SDXL's refiner, or None.
 
-    def __post_init__(self) -> None:
-        self._factors = preview.stated(self.manifest)
-        self.encoders = tuple(conditioning.encoders(self.bundle, self.components))
-        self.filter = open_filter(self.bundle, self.components) if self.safety else None
+    Example:
+        >>> with diffusette.load() as pipeline:
+        ...     result = pipeline.generate("red apple, flat style, blue background", seed=7)
+        >>> result.images[0].size
+        (128, 128)
+    """
 
-    @property
-    def manifest(self) -> Manifest:
-        return self.bundle.manifest
+    def __init__(
+        self,
+        bundle: Bundle,
+        components: Runner,
+        *,
+        notes: tuple[str, ...] = (),
+        safety: bool = True,
+        refiner: Pipeline | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.components = components
+        self.notes = notes
+        self.safety = safety
+        self.refiner = refiner
+        self.encoders = tuple(conditioning.text_encoders(bundle, components))
+        self.filter = open_filter(bundle, components) if safety else None
+        self._factors = preview.stated(bundle.manifest)
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {self.manifest.source.name} on {self.components.provider.name}, {self.components.plan}>"
 
     def __enter__(self) -> Self:
         return self
@@ -67,86 +88,106 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest, with family, defaults, components, source and licence of the weights."""
+        return self.bundle.manifest
+
+    @property
+    def family(self) -> Family:
+        """The architecture and task of the model."""
+        return FAMILIES[self.manifest.family]
+
     def close(self) -> None:
-        """Give the memory of all sessions back. The pipeline can still draw: they open again."""
+        """Free the memory of all sessions. The pipeline stays usable: sessions open again when they are needed."""
         self.components.close()
         if self.refiner is not None:
             self.refiner.close()
 
     def cancel(self) -> None:
-        """Stop the model call that runs now, from any thread; whoever waits for it gets `session.Cancelled`."""
+        """Stop the running model call, from any thread. The thread that waits for it gets `Cancelled`."""
         self.components.cancel()
         if self.refiner is not None:
             self.refiner.cancel()
 
     def generate(self, prompt: str | Request, **fields: Unpack[Fields]) -> Result:
-        """Draw `prompt`; `fields` are those of `Request`, and come before those of a request that is given.
+        """Generate the images of a request.
+
+        Args:
+            prompt: the text, or a whole `Request`.
+            **fields: fields of `Request`, such as `seed`, `steps`, `width`, `negative`, `init`; they override those of a given request.
+
+        Returns:
+            The images, with seeds, records, timings and notes.
 
         Raises:
-            RequestError: what was asked for cannot be drawn.
-            ResourceError: memory does not suffice.
-            NumericalError: NaN or Inf came out.
+            RequestError: the request cannot be generated with this model; the message names the field.
+            BundleError: a LoRA or embedding file is damaged, or a graph fails.
+            ResourceError: not enough memory.
+            NumericalError: NaN or Inf in the latents or the image.
+            Cancelled: another thread called `cancel`.
+
+        Example:
+            >>> result = pipeline.generate("fox, noto style", seed=1, steps=10)
+            >>> result.images[0].save("fox.png")
         """
-        request = Request(prompt, **fields) if isinstance(prompt, str) else replace(prompt, **fields)
+        request = replace(prompt, **fields) if isinstance(prompt, Request) else Request(prompt, **fields)
         return self.watch(request, lambda _event: None)
 
-    def watch(self, request: Request, seen: Callable[[Step | Picture], None]) -> Result:
-        """`generate`, with `seen` called after each step and with each picture as soon as it is done."""
+    def watch(self, request: Request, seen: Callable[[Step | Note | Picture], None], *, keep: bool = True) -> Result:
+        """Generate `request` and call `seen` with every event as it comes; otherwise like `generate`.
+
+        With `keep` False, the result holds no images, so that memory does not grow with their number: `seen` takes them.
+        """
         started, before = time.perf_counter(), self._seconds()
+        pictures: list[Picture] = []
         notes: list[str] = []
-        drawn: list[Picture] = []
-        with scarce("drawing"):
-            for event in self.steps(request, notes):
-                seen(event)
-                if isinstance(event, Picture):
-                    drawn.append(event)
+        for event in self.steps(request):
+            seen(event)
+            if isinstance(event, Note):
+                notes.append(event.text)
+            elif isinstance(event, Picture) and keep:
+                pictures.append(event)
         timings = {name: seconds - before.get(name, 0.0) for name, seconds in self._seconds().items()}
+        refining = self.refiner.components.notes() if self.refiner else ()
         return Result(
-            pictures=tuple(drawn),
+            pictures=tuple(pictures),
             provider=self.components.provider.name,
             plan=self.components.plan,
-            notes=(*self.notes, *self.components.notes(), *(self.refiner.components.notes() if self.refiner else ()), *notes),
+            notes=(*self.notes, *self.components.notes(), *refining, *notes),
             timings={**timings, "total": time.perf_counter() - started},
             safety="none" if CHECKER not in self.components else "on" if self.safety else "off",
         )
 
-    def steps(self, request: Request, notes: list[str] | None = None) -> Iterator[Step | Picture]:
-        """Draw `request` step by step; after the last `Step` of a picture comes its `Picture`.
+    def steps(self, request: Request) -> Iterator[Step | Note | Picture]:
+        """Generate `request` step by step.
 
-        Stop iterating to cancel. What the user should know is appended to `notes`.
+        Yields:
+            A `Step` after each denoising step, a `Note` when the user should know something, and a `Picture` when an image is done.
+            Stop iterating to cancel.
+
+        Raises what `generate` raises.
         """
-        notes = [] if notes is None else notes
-        job = settle(request, self.manifest, refines=self.refiner is not None)
-        adapted = adapters.adapt(request, self.bundle, self.components, self.encoders)
-        notes += (*adapted.notes, *speed.notes(speed.find(request.speed), adapted.unet))
-        scene = inpaint.scene_of(job.request, job.passes[0].width, job.passes[0].height)
-        runs = self._runs(job, adapted, scene, notes)
-        said = {**adapted.record, **recording.inputs(request, self.refiner.manifest if self.refiner else None)}
-        drawings = [Drawing(job.request, *seeds) for seeds in zip(range(request.count), job.seeds, job.variation_seeds, strict=True)]
-        done, total = 0, sum(run.steps for run in runs)
-        for group in [[one] for one in drawings] if self.components.plan == "resident" else [drawings]:
-            for run in runs:
-                self._make_room(run.owner)
-                run.begin(group)
-                for drawing in group:
-                    for latents in run.draw(drawing, job.sampler, job.options):
-                        done += 1
-                        yield Step(drawing.index, drawing.steps, total, latents, drawing.denoised, done / (total * request.count))
-            self._make_room(self.components)
-            images = (self._image(job, scene, drawing, notes) for drawing in group)
-            # The decoder and the safety checker are each opened once.
-            for drawing, image in zip(group, images if self.filter is None else list(images), strict=True):
-                yield self._finish(job, drawing, image, said, notes)
+        with scarce("generating"):
+            yield from _Generation(self, request).events()
 
     def preview(self, latents: Array, *, cheap: bool = False) -> Image.Image:
-        """A picture of unfinished `latents` (best `Step.denoised`) by the VAE's decoder: as costly as the end of a picture.
+        """An image of unfinished latents.
 
-        `cheap`: by the tiny decoder, if the bundle has one, else a small picture with a pixel for each latent pixel, almost for free
-        (where a bundle does not say how, once the decoder has drawn a small chart).
+        Args:
+            latents: (1, channels, height, width); best `Step.denoised`.
+            cheap: use the bundle's tiny decoder if it has one, or else a small image with one pixel per latent pixel, which costs
+                almost nothing. By default the VAE decodes, at the cost of finishing an image.
         """
+        channels = self.manifest.latent.channels
+        fits = isinstance(cast("object", latents), np.ndarray) and latents.ndim == 4 and latents.shape[:2] == (1, channels)
+        if not fits or not latents.size:
+            raise RequestError(f"latents: {shown(latents)}, expected an array of shape (1, {channels}, height, width)")
+        if not np.isfinite(latents).all():
+            raise NumericalError("NaN or Inf in the latents: expected finite numbers to show")
         if not cheap or TINY_DECODER in self.components:
             name = TINY_DECODER if cheap else "vae_decoder"
-            return pictures.to_image(vae.decode(self.components.get(name), latents, self.manifest.latent))
+            return image_io.to_image(vae.decode(self.components.get(name), latents, self.manifest.latent))
         if self._factors is None:
             self._factors = preview.factors(self.components.get("vae_decoder"), self.manifest.latent)
         return preview.linear(latents, self._factors)
@@ -156,103 +197,148 @@ class Pipeline:
         refining = {} if self.refiner is None else self.refiner.components.seconds
         return {**self.components.seconds, **{f"refiner_{name}": seconds for name, seconds in refining.items()}}
 
-    @property
-    def family(self) -> Family:
-        return FAMILIES[self.manifest.family]
 
-    def _runs(self, job: Job, adapted: Adapted, scene: Scene | None, notes: list[str]) -> list[Run]:
-        """The ways through noise levels that each picture takes: one, with hires a second, with a refiner the end of the last apart."""
-        encoded = conditioning.encode(job, job.passes[0], self.family, adapted.encoders, notes)
-        start = None if scene is None else self._encode(pictures.to_array(scene.picture))
-        seen = conditioning.picture_channels(self.manifest, scene, start, self._encode)
+class _Generation:
+    """One request on its way through a pipeline."""
 
-        def keeping(model: Callable[[], Denoise]) -> Callable[[Drawing], Denoise]:
-            """`model`, holding to what the mask does not cover, unless the U-Net sees that by itself."""
-            if scene is None or scene.mask is None or start is None or self.family.task == "inpaint":
-                return lambda _drawing: model()
-            mask, known = inpaint.latent_mask(inpaint.pixel_mask(scene.mask), self.manifest.latent.downscale), start
-            return lambda drawing: inpaint.keep_outside(model(), mask, known, drawing.noise)
+    def __init__(self, pipeline: Pipeline, request: Request) -> None:
+        self.pipeline = pipeline
+        self.components = pipeline.components
+        self.manifest = pipeline.manifest
+        self.request = resolve(request, pipeline.manifest, refines=pipeline.refiner is not None)
+        self.adapted = apply.adapt(self.request, pipeline.bundle, pipeline.components, pipeline.encoders)
+        first = self.request.passes[0]
+        self.scene = conditioning.scene_of(self.request, first.width, first.height)
+        self._noted: set[str] = set()
+        self._fresh: list[Note] = []
 
-        runs = [
-            Run(
+    def events(self) -> Iterator[Step | Note | Picture]:
+        """The whole flow: denoise in stages, decode, check, record."""
+        request = self.request
+        self._note(*request.notes, *self.adapted.notes, *unet_graphs.notes(speed.find_speed(request.speed), self.adapted.unet))
+        stages = self._stages()
+        yield from self._new_notes()
+        inputs = reproduce.inputs(request, self.pipeline.refiner.manifest if self.pipeline.refiner else None)
+        record = {**self.adapted.record, **inputs}
+        done, total = 0, sum(stage.steps for stage in stages)
+        for seeds in zip(range(request.count), request.seeds, request.variation_seeds, strict=True):
+            drawing = Drawing(request, *seeds)
+            for stage in stages:
+                self._make_room(stage.owner)
+                stage.begin(drawing)
+                for latents in stage.denoise(drawing, request.solver, request.solver_options):
+                    done += 1
+                    yield Step(drawing.index, drawing.steps, total, latents, drawing.denoised, done / (total * request.count))
+            self._make_room(self.components)
+            picture = self._finish(drawing, self._image(drawing), record)
+            yield from self._new_notes()
+            yield picture
+
+    def _note(self, *texts: str) -> None:
+        """Note each text once."""
+        self._fresh += [Note(text) for text in dict.fromkeys(texts) if text not in self._noted]
+        self._noted |= {*texts}
+
+    def _new_notes(self) -> list[Note]:
+        """The notes since the last call."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def _stages(self) -> list[Stage]:
+        """The stages of every image: one, a second with hires, and the end of the last on its own with a refiner."""
+        request = self.request
+        encoded = conditioning.encode(request, request.passes[0], self.manifest, self.adapted.encoders)
+        self._note(*encoded.notes)
+        start = None if self.scene is None else self._encode(image_io.to_array(self.scene.picture))
+        channels = conditioning.image_channels(self.manifest, self.scene, start, self._encode)
+        stages = [
+            Stage(
                 self.components,
                 one.sigmas,
-                partial(self._begin, job, start) if number == 0 else partial(self._enlarge, job, notes),
-                keeping(partial(conditioning.denoiser, job, one, self.manifest, adapted.unet, encoded, seen)),
+                partial(self._begin, start) if number == 0 else self._enlarge,
+                self._keeping(start, partial(conditioning.denoiser, request, one, self.manifest, self.adapted.unet, encoded, channels)),
             )
-            for number, one in enumerate(job.passes)
+            for number, one in enumerate(request.passes)
         ]
-        if self.refiner is None or job.request.refiner_start is None:
-            return runs
-        *before, last = runs
-        place = refine.handover(last.sigmas, self.manifest.noise, job.request.refiner_start)
-        self._make_room(self.refiner.components)
-        end, other = job.passes[-1], self.refiner
-        states = conditioning.encode(job, end, other.family, other.encoders, notes)
-        model = partial(conditioning.denoiser, job, end, other.manifest, other.components.get("unet"), states, {})
-        return [*before, *refine.split(last, place, self.refiner.components, keeping(model), notes)]
+        other, last = self.pipeline.refiner, stages[-1]
+        if other is None or request.refiner_start is None:
+            return stages
+        place = handover(last.sigmas, self.manifest.noise, request.refiner_start)
+        self._make_room(other.components)
+        states = conditioning.encode(request, request.passes[-1], other.manifest, other.encoders)
+        self._note(*states.notes, *([NO_STEPS] if place == last.steps else []))
+        model = partial(conditioning.denoiser, request, request.passes[-1], other.manifest, other.components.get("unet"), states, {})
+        return [*stages[:-1], *split_stage(last, place, other.components, self._keeping(start, model))]
 
-    def _begin(self, job: Job, start: Array | None, group: Sequence[Drawing]) -> None:
-        """The first latents of pictures: noise, over the latents `start` if there are any."""
-        latent, first = self.manifest.latent, job.passes[0]
+    def _keeping(self, start: Array | None, model: Callable[[], Denoise]) -> Callable[[Drawing], Denoise]:
+        """`model` for one image, keeping what the mask does not cover, unless the U-Net sees the mask itself."""
+        scene = self.scene
+        if scene is None or scene.mask is None or start is None or self.pipeline.family.task == "inpaint":
+            return lambda _drawing: model()
+        mask, known = inpaint.latent_mask(inpaint.pixel_mask(scene.mask), self.manifest.latent.downscale), start
+        return lambda drawing: inpaint.keep_outside(model(), mask, known, drawing.noise)
+
+    def _begin(self, start: Array | None, drawing: Drawing) -> None:
+        """The first latents of an image: noise, on top of the latents `start` if there are any."""
+        latent, request = self.manifest.latent, self.request
+        first = request.passes[0]
         sigma = float(first.sigmas[0])
-        anew = job.request.strength == 1 and self.family.task in {"inpaint", "instruct"}  # these U-Nets see the picture anyway
-        for drawing in group:
-            shape = (1, latent.channels, first.height // latent.downscale, first.width // latent.downscale)
-            noise = drawing.draw_noise(shape)
-            if start is None or anew:
-                drawing.latents = combine((samplers.start_scale(job.sampler, self.manifest.noise, sigma), noise))
-            else:
-                drawing.latents = combine((sigma, noise), (1.0, start))
+        fresh = request.strength == 1 and self.pipeline.family.task in {"inpaint", "instruct"}  # these U-Nets see the image anyway
+        noise = drawing.draw_noise((1, latent.channels, first.height // latent.downscale, first.width // latent.downscale))
+        if start is None or fresh:
+            drawing.latents = combine((samplers.start_scale(request.solver, self.manifest.noise, sigma), noise))
+        else:
+            drawing.latents = combine((sigma, noise), (1.0, start))
 
-    def _enlarge(self, job: Job, notes: list[str], group: Sequence[Drawing]) -> None:
-        """Hires: from the latents of the first pass to the first ones of the second."""
-        latent, second = self.manifest.latent, job.passes[1]
-        upscaler = hires.find(job.request.hires_upscaler)
-        drawn = [drawing.latents for drawing in group]
+    def _enlarge(self, drawing: Drawing) -> None:
+        """Hires: from the latents of the first pass to the first latents of the second."""
+        latent, second = self.manifest.latent, self.request.passes[1]
+        upscaler = hires.find_upscaler(self.request.hires_upscaler)
         if upscaler.kernel is None:
-            decoded = [pictures.to_image(self._decode(job, latents, notes)) for latents in drawn]
-            drawn = [self._encode(pictures.to_array(pictures.fit(image, second.width, second.height))) for image in decoded]
+            image = image_io.to_image(self._decode(drawing.latents))
+            latents = self._encode(image_io.to_array(image_io.fit(image, second.width, second.height)))
         else:
             size = (second.height // latent.downscale, second.width // latent.downscale)
-            drawn = [hires.resize(latents, *size, upscaler) for latents in drawn]
-        for drawing, latents in zip(group, drawn, strict=True):
-            drawing.latents = combine((float(second.sigmas[0]), drawing.draw_noise(latents.shape)), (1.0, latents))
+            latents = hires.resize(drawing.latents, *size, upscaler)
+        drawing.latents = combine((float(second.sigmas[0]), drawing.draw_noise(latents.shape)), (1.0, latents))
 
-    def _encode(self, picture: Array) -> Array:
-        return vae.encode(self.components.get("vae_encoder"), picture, self.manifest.latent, tile=self.components.tile("vae_encoder"))
+    def _encode(self, pixels: Array) -> Array:
+        return vae.encode(self.components.get("vae_encoder"), pixels, self.manifest.latent, tile=self.components.tile("vae_encoder"))
 
-    def _decode(self, job: Job, latents: Array, notes: list[str]) -> Array:
-        decoder, latent = self.components.get(TINY_DECODER if job.request.decoder == "tiny" else "vae_decoder"), self.manifest.latent
+    def _decode(self, latents: Array) -> Array:
+        decoder = self.components.get(TINY_DECODER if self.request.decoder == "tiny" else "vae_decoder")
         tile = self.components.tile(decoder.name)
         try:
-            return vae.decode(decoder, latents, latent, tile=tile)
+            return vae.decode(decoder, latents, self.manifest.latent, tile=tile)
         except ResourceError:
             if tile or self.components.in_bands(decoder.name):
                 raise
-        self.components.close()  # the decoder keeps what it had taken until then
-        notes.append("memory did not suffice to decode the picture whole: it was decoded in tiles")
-        return vae.decode(decoder, latents, latent, tile=TILE)
+        self.components.close()  # the decoder still holds its memory
+        self._note("not enough memory to decode the image whole: it was decoded in tiles")
+        return vae.decode(decoder, latents, self.manifest.latent, tile=TILE)
 
-    def _make_room(self, owner: Components) -> None:
-        """Unless everything may stay in memory, close what is not `owner`'s."""
-        others = (self.components, *((self.refiner.components,) if self.refiner else ()))
+    def _make_room(self, owner: Runner) -> None:
+        """Close the other model, unless everything may stay in memory."""
+        others = (self.components, *((self.pipeline.refiner.components,) if self.pipeline.refiner else ()))
         for other in others if self.components.plan != "resident" else ():
             if other is not owner:
                 other.close()
 
-    def _image(self, job: Job, scene: Scene | None, drawing: Drawing, notes: list[str]) -> Image.Image:
-        image = pictures.to_image(self._decode(job, drawing.latents, notes))
-        return image if scene is None else scene.finished(image)
+    def _image(self, drawing: Drawing) -> Image.Image:
+        image = image_io.to_image(self._decode(drawing.latents))
+        return image if self.scene is None else self.scene.finished(image)
 
-    def _finish(self, job: Job, drawing: Drawing, image: Image.Image, said: Mapping[str, Any], notes: list[str]) -> Picture:
-        flagged = self.filter is not None and self.filter.flags(image)
+    def _finish(self, drawing: Drawing, image: Image.Image, record: dict[str, Any]) -> Picture:
+        """Check the image's safety and add its record."""
+        pipeline = self.pipeline
+        flagged = pipeline.filter is not None and pipeline.filter.flags(image)
         if flagged:
-            notes.append(f"seed {drawing.seed}: the safety checker flagged the picture, so it is black: draw with another seed or prompt")
+            self._note(f"seed {drawing.seed}: the safety checker flagged the image, so it is black; try another seed or prompt")
             image = Image.new("RGB", image.size)
-        off = not self.safety and CHECKER in self.components
-        said = {**said, "safety": "flagged" if flagged else "off"} if flagged or off else said
-        return Picture(image, drawing.seed, recording.record_of(job, drawing, self.manifest, said), flagged)
+        if flagged or (not pipeline.safety and CHECKER in self.components):
+            record = {**record, "safety": "flagged" if flagged else "off"}
+        record = {**record, "provider": self.components.provider.name, "memory": self.components.plan}
+        return Picture(image, drawing.seed, reproduce.record_of(self.request, drawing, self.manifest, record), flagged)
 
 
 def load(
@@ -265,34 +351,69 @@ def load(
     safety: bool = True,
     refiner: str | Path | None = None,
 ) -> Pipeline:
-    """Open the bundle in `folder`, or the demo model, to draw with it.
+    """Open a bundle.
 
-    `threads` 0 takes one a physical core; where `provider` is left open too, both are what `diffusette bench --advise` found
-    best (advice.py). Optimized graphs of large models are kept in the folder `cache`, "auto" the
-    system's place for caches, so that the next start is fast; None keeps nothing. With `safety` off,
-    the bundle's safety checker, if it has one, does not see the pictures, and the result says so. The bundle `refiner` draws
-    the last steps; where memory is `auto`, it and the base are then never open at once.
+    Args:
+        folder: the bundle's folder, or that of a plain optimum or diffusers ONNX export; None opens the demo model.
+        provider: execution provider: cpu, cuda, directml, openvino, webgpu, or auto for the best one that runs this bundle.
+        memory: memory plan: resident, sequential, streamed, or auto for the fastest one that fits into free memory.
+        threads: threads inside an operator; 0 uses every core that the process may use, or what `diffusette bench --advise` found.
+        cache: folder for optimized graphs of large models, which make the next start faster; "auto" is the system's cache folder,
+            None keeps nothing.
+        safety: let the bundle's safety checker, if it has one, check every image. Results report whether it did.
+        refiner: folder of a bundle that denoises the last steps, such as SDXL's refiner. With memory "auto", the two models are never
+            open at the same time.
+
+    Returns:
+        A pipeline; sessions open when they are first needed.
 
     Raises:
-        BundleError: no bundle there, or it is damaged, hostile or made for something else.
-        ProviderError: the provider is not there, or does not run this bundle.
-        RequestError: an unknown memory plan.
+        BundleError: the folder is not a bundle, or it is damaged, hostile, or made for something else.
+        ProviderError: the provider is missing, or does not run this bundle.
+        RequestError: an unknown memory plan, or more threads than the machine can use.
+
+    Example:
+        >>> pipeline = diffusette.load("my-bundle", memory="sequential")
     """
-    bundle = open_bundle(DEMO if folder is None else Path(folder))
+    threads = int(number_of("threads", threads, int, 0, hardware.most_threads()))
+    safety = yes_or_no("safety", safety)
+    cache = None if cache is None else str(path_of("cache", cache))
+    bundle = open_bundle(DEMO if folder is None else path_of("folder", folder))
     provider, threads = followed(bundle.manifest, provider, threads)
-    chosen = resolve(provider, bundle.manifest.target)
+    chosen = resolve_provider(provider, bundle.manifest.target)
     plan, note = choose_plan(memory, bundle)
-    folder_of_cache, homeless = graph_cache.folder_for(cache, [bundle.path(one.graph) for one in bundle.manifest.components.values()])
-    options = SessionOptions(threads=threads or machine.cores(), cache=folder_of_cache)
+    cache_folder, homeless = graph_cache.folder_for(cache, [bundle.path(one.graph) for one in bundle.manifest.components.values()])
+    options, adaptive = SessionOptions(threads=threads or hardware.cores(), cache=cache_folder), memory == AUTO
     second: Pipeline | None = None
     if refiner is not None:
-        refining = open_bundle(Path(refiner))
-        refine.check(bundle.manifest, refining.manifest)
-        if memory == "auto":
+        refining = open_bundle(path_of("refiner", refiner))
+        check_refiner(bundle.manifest, refining.manifest)
+        if adaptive:
             plan = PLANS[max(map(PLANS.index, (plan, choose_plan(memory, refining)[0], "sequential")))]
             note = f"memory: two models take turns, so the plan is {plan}"
-        components = Components(refining, resolve(chosen.name, refining.manifest.target), plan, options, adaptive=memory == "auto")
+        components = Components(refining, resolve_provider(chosen.name, refining.manifest.target), plan, options, adaptive=adaptive)
         second = Pipeline(refining, components, safety=False)
-    components = Components(bundle, chosen, plan, options, adaptive=memory == "auto")
-    off = "" if safety or CHECKER not in components else "the safety filter was switched off"
-    return Pipeline(bundle, components, tuple(one for one in (chosen.note, note, homeless, off) if one), safety=safety, refiner=second)
+    components = Components(bundle, chosen, plan, options, adaptive=adaptive)
+    off = "" if safety or CHECKER not in components else "the safety checker is turned off"
+    notes = tuple(one for one in (chosen.note, note, homeless, off) if one)
+    return Pipeline(bundle, components, notes=notes, safety=safety, refiner=second)
+
+
+def generate(prompt: str | Request, model: str | Path | None = None, **fields: Unpack[Fields]) -> Result:
+    """Open a model, generate, and close it again: for one request. For several, keep the pipeline of `load` open.
+
+    Args:
+        prompt: the text, or a whole `Request`.
+        model: folder of a bundle; None is the demo model.
+        **fields: fields of `Request`.
+
+    Returns:
+        The images, with seeds, records, timings and notes.
+
+    Raises what `load` and `Pipeline.generate` raise.
+
+    Example:
+        >>> diffusette.generate("fox, noto style", seed=1).images[0].save("fox.png")
+    """
+    with load(model) as pipeline:
+        return pipeline.generate(prompt, **fields)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from diffusette.models.manifest import Tensor
+
+os.environ["DIFFUSETTE_WATERMARK_ID"] = "0x1a2b3c4d"  # no identifier of this computer is made
+os.environ["DIFFUSETTE_SIGN"] = "off"  # equal requests give equal files, in child processes too; tests of signatures turn them on
 
 
 @dataclass
@@ -30,19 +35,20 @@ class FakeSession:
 
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
-    """Family → (tiny random diffusers folder, its fp32 bundle for the CPU); each exported once for all tests."""
-    from diffusette.export.export import Options, export_folder
-    from tests import tiny_models
+    """Family → (tiny random diffusers folder, its fp32 bundle for the CPU); each exported once for all tests and test processes."""
+    from diffusette.export.export import Options, export_model
+    from tests.support import tiny_models
 
-    made: dict[str, tuple[Path, Path]] = {}
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def get(family: str) -> tuple[Path, Path]:
-        if family not in made:
-            folder = tmp_path_factory.mktemp(family)
-            source = tiny_models.save(folder / "source", family)
-            export_folder(source, folder / "bundle", Options(precision="fp32"))
-            made[family] = (source, folder / "bundle")
-        return made[family]
+        folder = shared / f"bundle-{family}"
+        with FileLock(shared / f"bundle-{family}.lock"):
+            if not (folder / "bundle").exists():
+                source = tiny_models.save(folder / "source", family)
+                export_model(source, folder / "bundle", Options(precision="fp32"))
+        return folder / "source", folder / "bundle"
 
     return get
 

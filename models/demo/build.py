@@ -25,7 +25,7 @@ SOURCE = data.HERE / "source"
 BUNDLE = data.HERE / "bundle"
 DEFAULTS = {"width": 128, "height": 128, "steps": 10, "guidance": 2.5, "sampler": "dpm++2m", "schedule": "model"}
 BAR = 31.0
-"""Of the U-Net against torch, in dB: what it takes for each of 24 pictures to be within 30 dB of the float bundle's."""
+"""Of the U-Net against torch, in dB: enough for each of 24 images to reach 30 dB against the float bundle's."""
 STAGES = ("data", "autoencoder", "text", "unet", "decoder", "judge")
 
 

@@ -1,4 +1,4 @@
-"""The training pictures of the demo model: emoji drawings on plain backgrounds, with captions.
+"""The training images of the demo model: emoji drawings on plain backgrounds, with captions.
 
 Drawings come from two icon sets on the npm registry (Apache-2.0 and MIT, see LICENSES.md). `python models/demo/data.py`
 fetches them with npm and renders each subject in each style once; backgrounds are put behind them when they are used.
@@ -20,9 +20,9 @@ HERE = Path(__file__).parent
 WORK = HERE.parents[1] / "build" / "demo-model"
 
 SIZE = 128
-"""Width and height of a picture in pixels."""
+"""Width and height of an image in pixels."""
 DRAWING = 112
-"""Width and height of the drawing, centred in the picture."""
+"""Width and height of the drawing, centred in the image."""
 
 STYLES = {"noto": "@iconify-json/noto@1.2.9", "flat": "@iconify-json/fluent-emoji-flat@1.2.6"}
 BACKGROUNDS = {
@@ -43,7 +43,7 @@ BACKGROUNDS = {
 
 @dataclass(frozen=True)
 class Subjects:
-    """What can be drawn. `words[i]` are the names people use for subject `i`, the icon sets' own first."""
+    """The subjects that the model knows. `words[i]` are the names people use for subject `i`, the icon sets' own first."""
 
     icons: list[str]
     words: list[list[str]]

@@ -1,4 +1,4 @@
-"""A judge of the demo model's pictures: which subject, style and background does a picture show?
+"""A classifier for the demo model's images: subject, style and background of an image.
 
 A small convolutional classifier, trained on the drawings alone (with blur, noise, shifts and colour changes), never on
 generated pictures: `python models/demo/judge.py` trains it and writes `judge/`: the classifier as ONNX with weights in half
@@ -51,7 +51,7 @@ def shrink(pictures: Tensor) -> Tensor:
 
 
 def spoil(x: Tensor, rng: torch.Generator) -> Tensor:
-    """What generators do to pictures: softness, noise, a shift, a change of contrast and colour."""
+    """Distort images as generators do: softness, noise, a shift, a change of contrast and colour."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(shape, generator=rng) * (high - low) + low
@@ -130,12 +130,12 @@ def prompts() -> list[tuple[str, int, int | None, int | None]]:
 
 @torch.no_grad()
 def judge_pictures(pictures: Tensor) -> list[np.ndarray]:
-    """Subject, style and background seen in each picture (batch, 3, 128, 128)."""
+    """Subject, style and background seen in each image (batch, 3, 128, 128)."""
     return [one.argmax(1).numpy() for one in trained()(shrink(pictures))]
 
 
 def score(pictures: Tensor) -> dict[str, float]:
-    """Fractions of the pictures of `prompts()` that show what was asked."""
+    """Fractions of the images of `prompts()` that show the subject, style and background of their prompt."""
     subject, style, background = judge_pictures(pictures)
     wanted = prompts()
     subjects = data.read_subjects()
@@ -163,7 +163,7 @@ def contact_sheet(pictures: Tensor, columns: int = 20) -> Image.Image:
 
 
 def spoilt(picture: np.ndarray, way: str, rng: np.random.Generator) -> np.ndarray:
-    """A drawing (SIZE, SIZE, 3) in [-1, 1], spoilt in a way that training did not know."""
+    """A drawing (SIZE, SIZE, 3) in [-1, 1], distorted in a way that training did not use."""
     image = Image.fromarray(np.rint(picture * 127.5 + 127.5).astype(np.uint8))
     if way == "jpeg":
         buffer = io.BytesIO()
@@ -184,7 +184,7 @@ def spoilt(picture: np.ndarray, way: str, rng: np.random.Generator) -> np.ndarra
 
 @torch.no_grad()
 def accuracy(judge: nn.Module) -> dict[str, dict[str, float]]:
-    """Way of spoiling → share of 1,000 drawings whose subject, style and background are told right."""
+    """Distortion → share of 1,000 drawings whose subject, style and background are recognized."""
     drawings = data.fetch_drawings()
     colours = list(data.BACKGROUNDS.values())
     found: dict[str, dict[str, float]] = {}

@@ -109,7 +109,7 @@ def parts(rng: np.random.Generator) -> tuple[bool, bool]:
 
 
 def principal_components(drawings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of every picture (subject, style, background) at 32×32: (…, COMPONENTS), and their scales."""
+    """Coordinates of every image (subject, style, background) at 32×32: (…, COMPONENTS), and their scales."""
     small = drawings.astype(np.float32).reshape(*drawings.shape[:2], 32, 4, 32, 4, 4).mean((3, 5))
     pictures = np.stack([data.compose(small, colour) for colour in data.BACKGROUNDS.values()], 2)
     flat = pictures.reshape(*pictures.shape[:3], -1)

@@ -43,7 +43,7 @@ def build() -> UNet2DConditionModel:
 
 @torch.no_grad()
 def encode_pictures(drawings: np.ndarray) -> np.ndarray:
-    """Latent means of every picture: float16, (subjects, styles, backgrounds, channels, 16, 16); cached on disk.
+    """Latent means of every image: float16, (subjects, styles, backgrounds, channels, 16, 16); cached on disk.
 
     The first time, the autoencoder's 1×1 convolutions are scaled so that each latent channel has mean 0 and variance 1.
     """

@@ -1,4 +1,4 @@
-"""Our half of `make interop`: exports for the others, draws from what optimum exports, and judges.
+"""Our half of `make interop`: exports for the others, generates from what optimum exports, and judges.
 
 `ours.py export WORK` after `theirs.py sources`, `ours.py compare WORK` after `theirs.py draw`; fails below the bars.
 """
@@ -14,25 +14,26 @@ sys.path.append(str(Path(__file__).parent))
 
 import plan
 
-from diffusette.export import calibrate, parity
-from diffusette.export.export import Options, export_folder
+from diffusette.export import calibration
+from diffusette.export.export import Options, export_model
+from diffusette.export.graphs import parity
 from diffusette.runtime import pipeline
 from diffusette.runtime.request import Request
 
 PICTURES, FLOATS, QUANTIZED = 60.0, 100.0, 24.0
-"""Bars in dB: pictures against pictures, OpenVINO's float32 against ONNX Runtime's, and its 8 bit against float32."""
+"""Bars in dB: images against images, OpenVINO's float32 against ONNX Runtime's, and its 8 bit against float32."""
 INT8 = 0.8
-"""The share of convolutions that OpenVINO has to run in 8 bit."""
+"""The share of convolutions that OpenVINO has to run in int8."""
 
 
 def export(work: Path) -> None:
     (work / "openvino").mkdir(exist_ok=True)
     for name in plan.CASES:
         (work / name).mkdir(exist_ok=True)
-        export_folder(plan.source(work, name), work / name / "portable", Options("portable", "fp32", force=True))
-    export_folder(plan.source(work, "demo"), work / "openvino/int8", Options("openvino", "int8", force=True))
-    export_folder(plan.source(work, "demo"), work / "openvino/fp32", Options("openvino", "fp32", force=True))
-    recorded = calibrate.record(work / "demo/portable", (plan.CASES["demo"].prompt,))["unet"]
+        export_model(plan.source(work, name), work / name / "portable", Options("portable", "fp32", force=True))
+    export_model(plan.source(work, "demo"), work / "openvino/int8", Options("openvino", "int8", force=True))
+    export_model(plan.source(work, "demo"), work / "openvino/fp32", Options("openvino", "fp32", force=True))
+    recorded = calibration.record(work / "demo/portable", (plan.CASES["demo"].prompt,))["unet"]
     feeds = {f"{place}/{key}": value for place, feed in enumerate(recorded[:: len(recorded) // 6]) for key, value in feed.items()}
     np.savez(work / "openvino/feeds.npz", **feeds)
 
@@ -56,7 +57,7 @@ def compare(work: Path) -> bool:
 
 
 def picture(folder: Path, case: plan.Case) -> np.ndarray:
-    """What our runtime draws from `folder`."""
+    """What our runtime generates from `folder`."""
     with pipeline.load(folder, provider="cpu") as drawing:
         wanted = Request(
             case.prompt, width=case.size, height=case.size, steps=case.steps, guidance=case.guidance, sampler="euler", schedule="model"
@@ -69,7 +70,7 @@ def openvino(folder: Path) -> list[bool]:
     count = len({name.partition("/")[0] for name in feeds.files})
     inputs = [{key.partition("/")[2]: feeds[key] for key in feeds.files if key.startswith(f"{place}/")} for place in range(count)]
     ours = {
-        kind: [calibrate.open_graph(folder / kind / "unet/model.onnx").run(feed)["out_sample"] for feed in inputs]
+        kind: [calibration.open_graph(folder / kind / "unet/model.onnx").run(feed)["out_sample"] for feed in inputs]
         for kind in ("fp32", "int8")
     }
     theirs = {kind: [np.load(folder / f"{kind}.npz")[str(place)] for place in range(count)] for kind in ours}
@@ -85,12 +86,12 @@ def openvino(folder: Path) -> list[bool]:
     small, all_ = (
         sum(number for name, number in ran.items() if name.startswith("Convolution") and name.endswith(end)) for end in ("i8", "")
     )
-    good.append(told("openvino: convolutions in 8 bit, per cent", 100 * small / all_, 100 * INT8))
+    good.append(told("openvino: convolutions in int8, per cent", 100 * small / all_, 100 * INT8))
     return good
 
 
 def psnr(drawn: np.ndarray, other: Path) -> float:
-    """Of 8-bit pictures, in dB."""
+    """Of int8 images, in dB."""
     error = np.mean((drawn.astype(np.float64) - np.load(other)) ** 2)
     return parity.PERFECT if error == 0 else float(10 * np.log10(255**2 / error))
 

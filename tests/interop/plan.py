@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Case(NamedTuple):
-    """A model and a picture of it."""
+    """A model and an image of it."""
 
     family: str
     prompt: str

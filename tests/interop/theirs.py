@@ -1,6 +1,6 @@
 """The half of `make interop` in an environment of its own: optimum-onnx and diffusers draw, OpenVINO runs our graphs.
 
-`theirs.py sources WORK` makes tiny models and has optimum export them; `theirs.py draw WORK` draws, and runs what the other half made.
+`theirs.py sources WORK` makes tiny models and has optimum export them; `theirs.py draw WORK` generates, and runs what the other half made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 import plan
 
-from tests import tiny_models
+from tests.support import tiny_models
 
 
 def sources(work: Path) -> None:
@@ -41,7 +41,7 @@ def draw(work: Path) -> None:
 
 
 def picture(pipeline, case):
-    """The picture of `case` in 8 bit, (height, width, 3)."""
+    """The image of `case` in int8, (height, width, 3)."""
     config = pipeline.scheduler.config
     spacing = config.get("timestep_spacing", "leading")  # where nothing is said, PNDM's, which Euler's own is not
     pipeline.scheduler = EulerDiscreteScheduler.from_config(config, timestep_spacing=spacing)
