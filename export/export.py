@@ -23,7 +23,7 @@ from . import calibration, runtime_bridge
 from .float_graphs import bytes_of, floats_of
 from .graphs import parity, save
 from .graphs.run_in_pieces import sweep
-from .packaging import assemble
+from .packaging import assemble, licence_files
 from .packaging.staging import Stage, refuse_existing, staged
 from .quantization import report
 from .quantization.lower_precision import Lowered, lower
@@ -59,6 +59,8 @@ class Options:
     """A name of `models.families.FAMILIES`, if the source looks like another family."""
     config: Path | None = None
     """A JSON file with keys that override the source's configs, by component (`unet`, `vae`, `scheduler`, `text_encoder`)."""
+    licence: Path | None = None
+    """A file with the text of the weights' licence, if the source does not have it."""
     force: bool = False
     """Replace the destination if it exists."""
     min_snr: float | None = None
@@ -115,6 +117,7 @@ def export_model(
             pass
         if opened.graphs is not None:
             raise RequestError(f"--lora: {opened.path} has graphs, but no weights to merge {lora.path.name} into; use it when generating")
+    licence = licence_files.read(options.licence)
     options = options if options.prompts else replace(options, prompts=_prompts(opened))
     precisions = _precisions(opened, options)
     if destination.absolute().parent.is_dir():
@@ -123,10 +126,11 @@ def export_model(
         floats = stage.work / "float"
         begun = assemble.begin(opened, floats, options.target)
         records, unused = floats_of(stage, origin, opened, options.target, options.loras, progress)
-        made = assemble.prepare(begun, opened, floats, records, [f"{lora.path.stem}:{lora.weight:g}" for lora in options.loras])
+        merged = [f"{lora.path.stem}:{lora.weight:g}" for lora in options.loras]
+        made = assemble.prepare(begun, opened, floats, records, licence, merged)
         if opened.guess:
             begun, note = _ask(stage, begun, opened)
-            made = assemble.prepare(begun, opened, floats, records, [f"{lora.path.stem}:{lora.weight:g}" for lora in options.loras])
+            made = assemble.prepare(begun, opened, floats, records, licence, merged)
             unused = [*unused, note]
         if stage.recall("preview") is None:
             stage.remember("preview", calibration.preview(floats))
@@ -137,8 +141,8 @@ def export_model(
         report.write_to(stage.bundle, floats, made, lowered)
         recorded = calibration.kept(file) if (file := stage.work / "recorded.npz").is_file() else {}
         made, notes = assemble.assemble(stage.bundle, floats, made, recorded)
-    warnings = [*assemble.warnings(opened), *unused, *notes, *(one.note for one in lowered.values() if one.note)]
-    return Report(destination, made, tuple(warnings), {name: one.rows for name, one in lowered.items()})
+    warnings = [*opened.notes, licence_files.warning(opened, licence), *unused, *notes, *(one.note for one in lowered.values())]
+    return Report(destination, made, tuple(one for one in warnings if one), {name: one.rows for name, one in lowered.items()})
 
 
 def _ask(stage: Stage, begun: manifest.Manifest, source: Source) -> tuple[manifest.Manifest, str]:

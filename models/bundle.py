@@ -98,9 +98,9 @@ def _open(folder: Path, *, functions: bool) -> Bundle:
     else:
         what = "it is empty" if not any(folder.iterdir()) else f"it has neither {manifests.FILE_NAME} nor model_index.json"
         raise BundleError(f"{folder}: no model in this folder, {what}; export one with `diffusette export SOURCE {folder}`")
-    looked_at: dict[Path, tuple[int, ...]] = {}
-    graphs = {name: _check_component(folder, name, component, found, looked_at, functions) for name, component in found.components.items()}
-    return Bundle(folder, found, graphs, looked_at)
+    checked = _Checked(folder, found, functions=functions)
+    graphs = {name: checked.component(name, component) for name, component in found.components.items()}
+    return Bundle(folder, found, graphs, checked.looked_at)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -176,16 +176,49 @@ def _need(there: Collection[str], field: str, name: str, purpose: str) -> None:
         raise BundleError(f"{manifests.FILE_NAME}: $.{field}.{name} is missing, and {purpose} needs it: export the model again")
 
 
-_LookedAt = dict[Path, tuple[int, ...]]
+class _Checked:
+    """The graphs of a bundle, read and checked one by one."""
 
+    def __init__(self, folder: Path, found: Manifest, *, functions: bool) -> None:
+        self.folder, self.manifest, self.functions = folder, found, functions
+        self.entries = 0
+        self.looked_at: dict[Path, tuple[int, ...]] = {}
 
-def _check_component(folder: Path, name: str, component: Component, found: Manifest, looked_at: _LookedAt, functions: bool) -> Graph:  # noqa: FBT001
-    if len(component.graphs) > MAX_GRAPHS:
-        raise BundleError(f"{manifests.FILE_NAME}: $.components.{name}.graphs has {len(component.graphs)}, expected at most {MAX_GRAPHS}")
-    for part, further in component.graphs.items():
-        _check_graph(folder, name, f"components.{name}.graphs.{part}", further, found, looked_at, functions)
-    _check_pieces(name, component)
-    return _check_graph(folder, name, f"components.{name}", component, found, looked_at, functions)
+    def component(self, name: str, component: Component) -> Graph:
+        """Check all graphs of a component and return its own."""
+        if len(component.graphs) > MAX_GRAPHS:
+            where = f"$.components.{name}.graphs"
+            raise BundleError(f"{manifests.FILE_NAME}: {where} has {len(component.graphs)}, expected at most {MAX_GRAPHS}")
+        for part, further in component.graphs.items():
+            self.graph(name, f"components.{name}.graphs.{part}", further)
+        _check_pieces(name, component)
+        return self.graph(name, f"components.{name}", component)
+
+    def graph(self, name: str, where: str, described: Component | manifests.Graph) -> Graph:
+        """Check one graph of the component `name`, described at `where` in the manifest."""
+        path = self.folder / safe(described.graph, f"{where}.graph")
+        if path.suffix != ".onnx":  # ONNX Runtime chooses the format of a file by its name
+            raise BundleError(
+                f"{manifests.FILE_NAME}: $.{where}.graph is {described.graph!r}, expected a file *.onnx: export the model again"
+            )
+        size_of(path, where)
+        graph = onnx_reader.read(path)
+        self.entries += graph.entries
+        if self.entries > onnx_reader.MAX_ENTRIES:
+            raise BundleError(
+                f"{self.folder}: its graphs have more than {onnx_reader.MAX_ENTRIES:,} nodes and weights in all, where a graph counts each "
+                "time that the manifest lists it: export the model again"
+            )
+        check_operators(graph, path, functions=self.functions)
+        locations = check_external(graph, path)
+        self.looked_at |= {file: _identity(file) for file in (path, *(path.parent / location for location in locations))}
+        if self.manifest.files:
+            inside = PurePosixPath(described.graph)
+            for relative in (inside, *(inside.parent / location for location in locations)):
+                _need(self.manifest.files, "files", str(relative), f"the graph of {name}")
+        _check_agreement(path, f"{where}.inputs", described.inputs, graph.inputs)
+        _check_agreement(path, f"{where}.outputs", described.outputs, graph.outputs)
+        return graph
 
 
 def _identity(path: Path) -> tuple[int, ...]:
@@ -224,32 +257,6 @@ def _channels(tensor: Tensor) -> int:
 
 def _of(names: Collection[str], graph: manifests.Graph) -> list[Tensor]:
     return [tensor for name, tensor in (*graph.inputs.items(), *graph.outputs.items()) if name in names]
-
-
-def _check_graph(
-    folder: Path,
-    name: str,
-    where: str,
-    component: Component | manifests.Graph,
-    found: Manifest,
-    looked_at: _LookedAt,
-    functions: bool,  # noqa: FBT001
-) -> Graph:
-    path = folder / safe(component.graph, f"{where}.graph")
-    if path.suffix != ".onnx":  # ONNX Runtime chooses the format of a file by its name
-        raise BundleError(f"{manifests.FILE_NAME}: $.{where}.graph is {component.graph!r}, expected a file *.onnx: export the model again")
-    size_of(path, where)
-    graph = onnx_reader.read(path)
-    check_operators(graph, path, functions=functions)
-    locations = check_external(graph, path)
-    looked_at |= {file: _identity(file) for file in (path, *(path.parent / location for location in locations))}
-    if found.files:
-        inside = PurePosixPath(component.graph)
-        for relative in (inside, *(inside.parent / location for location in locations)):
-            _need(found.files, "files", str(relative), f"the graph of {name}")
-    _check_agreement(path, f"{where}.inputs", component.inputs, graph.inputs)
-    _check_agreement(path, f"{where}.outputs", component.outputs, graph.outputs)
-    return graph
 
 
 def check_external(graph: Graph, path: Path) -> list[str]:

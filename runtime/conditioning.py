@@ -20,7 +20,7 @@ from .images.inpaint import Scene
 from .prompt.encode import Encoded, TextEncoder
 from .prompt.encode import encode as encode_prompt
 from .prompt.tokenizer import open_tokenizer
-from .request import Request
+from .request import Request, is_default
 from .resolve import Pass, ResolvedRequest
 from .sampling import denoise, guidance, speed
 from .sampling.guidance import Guidance
@@ -109,6 +109,14 @@ def denoiser(request: ResolvedRequest, one: Pass, manifest: Manifest, unet: Hand
         scale = IMAGE_GUIDANCE if request.image_guidance is None else request.image_guidance
         return guidance.guided_by_image(predict, noise.prediction, positive, negative, replace(options, image_scale=scale))
     return guidance.guided(predict, noise.prediction, positive, negative, options, held)
+
+
+def unused(request: ResolvedRequest, unet: Handle) -> list[str]:
+    """Return notes on what was asked for and has no effect on a U-Net with distilled guidance."""
+    if "timestep_cond" not in unet.inputs or request.guidance <= 1:  # at most 1: said of every model
+        return []
+    names = [name for name in ("negative", "rescale", "guidance_interval") if not is_default(request, name)]
+    return [f"{name}: has no effect, since guidance is distilled into this model" for name in names]
 
 
 def _batches(unet: Handle) -> bool:

@@ -215,7 +215,9 @@ class _Generation:
     def events(self) -> Iterator[Step | Note | Picture]:
         """The whole flow: denoise in stages, decode, check, record."""
         request = self.request
-        self._note(*request.notes, *self.adapted.notes, *unet_graphs.notes(speed.find_speed(request.speed), self.adapted.unet))
+        steps = max(len(one.sigmas) - 1 for one in request.passes)
+        savings = unet_graphs.notes(speed.find_speed(request.speed), self.adapted.unet, steps)
+        self._note(*request.notes, *self.adapted.notes, *conditioning.unused(request, self.adapted.unet), *savings)
         stages = self._stages()
         yield from self._new_notes()
         inputs = reproduce.inputs(request, self.pipeline.refiner.manifest if self.pipeline.refiner else None)

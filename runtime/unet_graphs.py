@@ -14,7 +14,7 @@ from .sampling import shared_prefix
 from .sampling.denoise import caller, unet
 from .sampling.noise_levels import timestep_of
 from .sampling.speed import TABLE, Savings, Speed
-from .sampling.step_caching import reusing, segments
+from .sampling.step_caching import reusing, segment_length, segments
 from .types import EXTRA_CHANNELS, Array, Call, Feeds, Levels, Predict, Segment
 
 STRIDE = "token_stride"
@@ -72,9 +72,14 @@ def _grid(handle: Handle) -> int | None:
     return handle.component.grid if isinstance(handle.component, Graph) else None
 
 
-def notes(speed: Speed, session: Handle) -> tuple[str, ...]:
-    """Return a note if the bundle does not support all savings of `speed`."""
-    if TABLE[speed] == Savings() or session.parts.keys() >= {FULL, SHALLOW}:
+def notes(speed: Speed, session: Handle, steps: int) -> tuple[str, ...]:
+    """Return a note if the bundle does not support all savings of `speed`, or if an image of `steps` steps is too short for them."""
+    savings = TABLE[speed]
+    if savings == Savings():
+        return ()
+    if segment_length(steps, savings.every, savings.least) == 1:
+        return (f"speed {speed}: no step is skipped in {steps} steps; it needs at least {2 * savings.least}",)
+    if session.parts.keys() >= {FULL, SHALLOW}:
         return ()
     return (f"speed {speed}: the bundle has no graphs for step caching, so only calls for the negative prompt are saved; export it again",)
 

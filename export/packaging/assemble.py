@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +15,9 @@ from ..graphs import save
 from ..graphs.run_in_pieces import Feeds
 from ..passes import contrib_functions
 from ..sources import onnx_folder
-from ..sources.diffusers_folder import LICENCES, Source
+from ..sources.diffusers_folder import Source
 from ..subgraphs import shared_prefix, step_caching, vae_bands
-from . import optimum_layout, safety_concepts, tokenizer_files
+from . import licence_files, optimum_layout, safety_concepts, tokenizer_files
 
 
 def begin(source: Source, folder: Path, target: Target) -> manifest.Manifest:
@@ -42,19 +41,26 @@ _ANY = 1 << 22
 
 
 def prepare(
-    begun: manifest.Manifest, source: Source, folder: Path, records: Mapping[str, manifest.Component], merged: Sequence[str] = ()
+    begun: manifest.Manifest,
+    source: Source,
+    folder: Path,
+    records: Mapping[str, manifest.Component],
+    licence: bytes | None,
+    merged: Sequence[str],
 ) -> manifest.Manifest:
-    """Make `folder`, which has the graphs and what `begin` wrote, a float32 bundle with licence and manifest; `merged` names the LoRAs."""
+    """Make `folder`, which has the graphs and what `begin` wrote, a float32 bundle with manifest.
+
+    `licence` is the text of a licence that the source lacks; `merged` names the LoRAs.
+    """
     if "safety_checker" in records:
         size = records["safety_checker"].inputs["clip_input"].shape[-1]
         assert isinstance(size, int)
         safety_concepts.write(source, folder / "safety_checker", size)
-    for name in LICENCES:
-        if source.path.is_dir() and (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, folder / name)
+    licence_files.copy(source, licence, folder)
     if begun.target == "portable":
         optimum_layout.write_layout(source, folder)
     named = msgspec.structs.replace(begun.source, name=" + ".join([begun.source.name, *merged]))
+    licence_files.write_changes(named, begun.made_by, folder)
     return _sealed(msgspec.structs.replace(begun, components=dict(records), source=named), folder)
 
 
@@ -123,11 +129,3 @@ def assemble(
             contrib_functions.release(graph)
     made = msgspec.structs.replace(made, components=components)
     return _sealed(made, bundle), [note for note in notes if note]
-
-
-def warnings(source: Source) -> list[str]:
-    """Warnings about the source."""
-    found = [*source.notes]
-    if source.licence == "unknown":
-        found.append(f"{source.path}: no licence is named in a README.md: recorded as unknown; make sure that you may pass it on")
-    return found

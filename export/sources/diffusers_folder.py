@@ -7,6 +7,7 @@ by name; code in a model's folder is never run.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Classes of the components that are exported."""
-LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSES.md", "LICENCE", "NOTICE", "README.md")
+LICENCE_FILE = re.compile(r"(?i:licen[cs]es?|copying|notice|use[_-]policy|attachment)([._ -][\w. -]{0,99})?|README\.md")
+"""Names of the files at the top of a model that state its licence."""
 """Files at the top of a folder that say under which terms it may be used."""
 STEMS = ("diffusion_pytorch_model", "model")
 """Stems of weight files, before `.safetensors` or `.fp16.safetensors`."""

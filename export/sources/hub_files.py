@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 
 from ...models.errors import BundleError
-from .diffusers_folder import ALLOWED, LICENCES, PICKLES, STEMS
+from .diffusers_folder import ALLOWED, LICENCE_FILE, PICKLES, STEMS
 
 _CONFIGS = {"config.json"}
 _TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
@@ -19,7 +19,7 @@ _FOLDERS = {
     "vae_decoder": _CONFIGS,
     **dict.fromkeys(ALLOWED, _CONFIGS),
 }
-_TOP = {"model_index.json", "diffusette.json", "prompts.txt", *LICENCES}
+_TOP = {"model_index.json", "diffusette.json", "prompts.txt"}
 _GRAPHS = {"model.onnx", "model.onnx_data", "model.onnx.data", "weights.pb"}
 """A graph, and the usual names of its external data."""
 
@@ -41,7 +41,7 @@ def choose(paths: Collection[str], name: str) -> list[str]:
             f"{name}: has no model_index.json, so it is no pipeline of diffusers: "
             + (f"download {whole[0]} and give that file" if whole else "expected a Stable Diffusion model")
         )
-    chosen = [path for path in paths if path in _TOP]
+    chosen = [path for path in paths if path in _TOP or LICENCE_FILE.fullmatch(path)]
     for folder, names in _FOLDERS.items():
         chosen += [path for path in paths if path in {f"{folder}/{one}" for one in names}]
     if "unet/model.onnx" in paths and not _weights("unet", paths):

@@ -19,7 +19,7 @@ from .onnx_tensors import DTYPES, Initializer, TensorReader, enumeration
 from .protobuf import MalformedError, RefusedError
 from .small_file import open_regular
 
-MAX_NODES = 200_000
+MAX_ENTRIES = 200_000
 """The largest graphs of the trade have a tenth."""
 
 
@@ -38,6 +38,8 @@ class Graph:
     """Inputs of the main graph by name."""
     hidden: tuple[Initializer, ...] = ()
     """External tensors in attributes and functions."""
+    entries: int = 0
+    """Nodes and initializers, those of functions too."""
 
 
 def read(path: Path) -> Graph:
@@ -67,7 +69,7 @@ class _Found:
 
     operators: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     functions: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
-    nodes: int = 0
+    entries: int = 0
     hidden: list[Initializer] = field(default_factory=list[Initializer])
     harmless: set[bytes] = field(default_factory=set[bytes])
     """Attributes already seen to hold neither tensor nor graph: the same few come again and again."""
@@ -108,6 +110,7 @@ class _Reader(TensorReader):
             functions=frozenset(found.functions),
             initializers=initializers,
             hidden=tuple(found.hidden),
+            entries=found.entries,
         )
 
     def opset(self, start: int, end: int) -> tuple[str, int]:
@@ -144,6 +147,7 @@ class _Reader(TensorReader):
                 if number == 1:
                     self.node(a, b)
                 elif number == 5:
+                    self.count()
                     tensor = self.tensor(a, b)._replace(span=(before, b))
                     if tensor.name in initializers:
                         raise MalformedError(f"two initializers are called {tensor.name!r}")
@@ -156,12 +160,15 @@ class _Reader(TensorReader):
             before = b
         return inputs, outputs, initializers
 
+    def count(self) -> None:
+        self.found.entries += 1
+        if self.found.entries > MAX_ENTRIES:
+            raise RefusedError(f"it has more than {MAX_ENTRIES:,} nodes and weights")
+
     def node(self, start: int, end: int) -> None:
         operator = domain = ""
         harmless = self.found.harmless
-        self.found.nodes += 1
-        if self.found.nodes > MAX_NODES:
-            raise RefusedError(f"it has more than {MAX_NODES:,} nodes")
+        self.count()
         for number, wire, a, b in self.message(start, end, _SINGLE["node"]):
             if wire != 2 or number < 4:
                 continue

@@ -102,6 +102,7 @@ def adapt(request: NormalizedRequest, bundle: Bundle, components: Runner, encode
             dict.fromkeys(
                 [
                     *(note for found in loras for note in found.lora.notes),
+                    *(f"{one.path.name}: its weight is 0, so it has no effect" for one in asked if one.unet == one.text == 0),
                     *(
                         f"<lora:{one.name[:100]}:…>: {', '.join(one.ignored)[:200]} has no effect here"
                         for one in parse.parse(request.prompt).loras

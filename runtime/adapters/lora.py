@@ -63,6 +63,10 @@ class Change:
         own, other = _without_ones(self.shape), _without_ones(shape)
         return own == other or (self.kind != "lora" and own == (other[0], int(np.prod(other[1:]))))
 
+    def is_zero(self) -> bool:
+        """Whether it changes nothing: its scale or one of its factors is zero."""
+        return self.magnitude is None and (self.scale == 0 or not all(array.any() for array in self.factors.values()))
+
     def delta(self, shape: tuple[int, ...], weight: Callable[[], Real] | None = None) -> Real:
         """Return the change for a weight of `shape`, in float32, with the scale applied; a DoRA needs the `weight` itself.
 
@@ -126,6 +130,8 @@ def read(path: Path, places: Mapping[str, Place]) -> Lora:
         raise RequestError(f"{path}: {what}; expected a LoRA, LoCon, LoHa or LoKr for this model's architecture")
     notes = [f"{path.name}: left out layers that this model does not have: {_list(strange)}"] if strange else []
     notes += [f"{path.name}: left out unknown tensors: {_list(unknown)}"] if unknown else []
+    if all(change.is_zero() for change in changes.values()):
+        notes.append(f"{path.name}: all of its layers are zero, so it has no effect")
     return Lora(path, sha256(path), changes, tuple(notes))
 
 

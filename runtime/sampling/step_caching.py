@@ -29,10 +29,15 @@ def segments(sigmas: Levels, every: int, least: int) -> Segment:
     recomputes the features.
     """
     steps = len(sigmas) - 1
-    every = max(1, min(every, steps // least))
+    every = segment_length(steps, every, least)
     begins = range(steps) if every == 1 else sorted({0, *range(steps - 2, 0, -every)})
     first = np.asarray(sigmas, np.float64)[list(begins)]
     return lambda sigma: int(np.count_nonzero(first >= sigma * (1.0 - 1e-6)))
+
+
+def segment_length(steps: int, every: int, least: int) -> int:
+    """Return the steps of a segment: `every`, or fewer if `steps` would otherwise make less than `least` segments."""
+    return max(1, min(every, steps // least))
 
 
 @dataclass(frozen=True)

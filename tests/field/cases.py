@@ -413,4 +413,50 @@ CASES = (
         "advice.json as a pipe or device",
         ("models/formats/test_small_file.py::test_a_file_that_is_no_config_is_one_line_with_path_and_reason",),
     ),
+    Case(
+        "N",
+        "own 1",
+        "arguments of wrong types, at every door of the Python API",
+        (
+            "runtime/test_wrong_arguments.py::test_load_names_the_argument_of_a_wrong_type",
+            "runtime/test_wrong_arguments.py::test_a_prompt_of_a_wrong_type_is_refused",
+            "runtime/test_wrong_arguments.py::test_a_seed_of_a_wrong_type_is_refused",
+        ),
+    ),
+    Case(
+        "B",
+        "own 2",
+        "settings without effect: fields that need another, a LoRA of zeros, distilled guidance, a speed that skips nothing",
+        (
+            "runtime/test_wrong_arguments.py::test_what_was_asked_for_and_has_no_effect_is_said",
+            "runtime/adapters/test_apply.py::test_a_lora_without_effect_is_noted",
+            "runtime/test_wrong_arguments.py::test_distilled_guidance_has_no_negative_and_says_so",
+            "runtime/test_wrong_arguments.py::test_a_speed_that_skips_no_step_is_noted",
+            "runtime/test_wrong_arguments.py::test_a_mask_without_white_is_said",
+        ),
+    ),
+    Case(
+        "D",
+        "own 3",
+        "PIL images of 16 bits, with transparency or a palette",
+        ("runtime/test_wrong_arguments.py::test_a_pil_image_is_read_as_its_file_would_be",),
+    ),
+    Case(
+        "F",
+        "own 4",
+        "a manifest that lists many large graphs",
+        ("models/test_bundle.py::test_the_graphs_of_a_bundle_are_bounded_together",),
+    ),
+    Case(
+        "P",
+        "own 5",
+        "a process that forks with an open model",
+        ("runtime/test_pipeline.py::test_a_forked_process_is_told_to_load_the_model_again_and_does_not_hang",),
+    ),
+    Case(
+        "A",
+        "own 6",
+        "int8 on a processor without VNNI",
+        ("models/test_demo_model.py::test_the_int8_bundle_draws_what_the_fp32_bundle_draws_with_and_without_vnni",),
+    ),
 )

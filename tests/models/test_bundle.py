@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from diffusette.models.bundle import DEMO, open_bundle, verify
 from diffusette.models.errors import BundleError
+from diffusette.models.formats import onnx_reader
 from diffusette.models.manifest import Latent, Tokenizer
 from diffusette.runtime.engine import providers
 from diffusette.runtime.engine.session import open_session
@@ -120,6 +121,16 @@ def test_a_custom_operator_is_refused(folder: Path) -> None:
     path.write_bytes(proto.SerializeToString())
     small_graphs.relist(folder, "vae_decoder/model.onnx")
     with pytest.raises(BundleError, match=r"operator 'Run' of domain 'custom\.library' is refused"):
+        open_bundle(folder)
+
+
+def test_the_graphs_of_a_bundle_are_bounded_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = open_bundle(folder).graphs.values()
+    monkeypatch.setattr(onnx_reader, "MAX_ENTRIES", sum(graph.entries for graph in graphs))
+    open_bundle(folder)
+    unet = json.loads((folder / "manifest.json").read_text())["components"]["unet"]
+    edit_manifest(folder, "components", "unet", "graphs", value={"full": {name: unet[name] for name in ("graph", "inputs", "outputs")}})
+    with pytest.raises(BundleError, match=r"nodes and weights in all.*each time that the manifest lists it"):
         open_bundle(folder)
 
 

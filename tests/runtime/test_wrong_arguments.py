@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import diffusette
 from diffusette.models.bundle import DEMO, open_bundle
 from diffusette.models.errors import MAX_LETTERS, BundleError, DiffusetteError, NumericalError, ProviderError, RequestError
 from diffusette.runtime.normalize import normalize
+from diffusette.runtime.pipeline import load
 from diffusette.runtime.request import Request
 from diffusette.runtime.resolve import resolve
 
@@ -128,6 +130,19 @@ def test_a_folder_of_loras_that_is_none_is_refused(which: str, tmp_path: Path) -
 def test_what_was_asked_for_and_has_no_effect_is_said(fields: Any, said: str) -> None:
     notes = resolve(Request("fox", **fields), open_bundle(DEMO).manifest).notes
     assert [note[: len(said)] for note in notes] == [said]
+
+
+def test_distilled_guidance_has_no_negative_and_says_so(bundle_of: Callable[[str], tuple[Path, Path]]) -> None:
+    pipeline = load(bundle_of("sd1-lcm")[1], provider="cpu")
+    notes = pipeline.generate("fox", negative="blue", rescale=0.5, guidance=8, steps=1, seed=1).notes
+    said = "has no effect, since guidance is distilled into this model"
+    assert [note for note in notes if "no effect" in note] == [f"negative: {said}", f"rescale: {said}"]
+
+
+@pytest.mark.parametrize(("speed", "steps", "said"), [("balanced", 7, True), ("balanced", 8, False), ("fast", 5, True), ("fast", 6, False)])
+def test_a_speed_that_skips_no_step_is_noted(speed: Any, steps: int, said: bool) -> None:
+    notes = load(DEMO, provider="cpu").generate("red apple", speed=speed, steps=steps, seed=1).notes
+    assert [note for note in notes if note.startswith(f"speed {speed}: no step is skipped in {steps} steps")] == [*notes][: int(said)]
 
 
 def test_a_mask_without_white_is_said() -> None:

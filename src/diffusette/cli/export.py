@@ -40,6 +40,7 @@ from .options import FILE, FOLDER, as_json
 @click.option("--prediction", type=click.Choice(["epsilon", "v_prediction"]), help="What the U-Net predicts, if SOURCE does not state it.")
 @click.option("--family", metavar="NAME", help="The kind of model (sd1, sd2, sdxl, …), if SOURCE looks like another.")
 @click.option("--config", type=click.Path(path_type=Path), help="JSON file with keys that override those of SOURCE's configs.")
+@click.option("--licence", type=FILE, help="The text of the weights' licence, if SOURCE does not have it.")
 @click.option("--force", is_flag=True, help="Replace DESTINATION if it exists.")
 @as_json
 def export(
@@ -55,6 +56,7 @@ def export(
     prediction: Any,
     family: str | None,
     config: Path | None,
+    licence: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -84,6 +86,7 @@ def export(
         prediction=prediction,
         family=family,
         config=config,
+        licence=licence,
         force=force,
     )
     with console.progress() as advance:

@@ -22,6 +22,8 @@ def inspect(folder: Path | None, as_json: bool) -> None:
 
     --json prints the whole manifest, with the shapes of all tensors and the hash of every file.
     """
+    from ..models.licences import restricted
+
     bundle = _open(folder)
     facts = console.plain(bundle.manifest)
     if as_json:
@@ -30,6 +32,10 @@ def inspect(folder: Path | None, as_json: bool) -> None:
     facts["components"] = {name: _component(one) for name, one in facts["components"].items()}
     facts["files"] = f"{len(facts['files'])}; diffusette verify checks them"
     del facts["preview"]
+    if licence := restricted(bundle.manifest.source.licence):
+        facts["restrictions of use"] = f"{licence.title} restricts what this model and every model made from it may be used for" + (
+            f"; see CHANGES.md in {bundle.folder}" if "CHANGES.md" in bundle.manifest.files else f": {licence.text}"
+        )
     console.write(console.outline({name.replace("_", " "): value for name, value in facts.items()}))
     if "report.json" in bundle.manifest.files:
         console.write(f"report: for the precision and quality loss of each layer, see report.json and report.svg in {bundle.folder}")

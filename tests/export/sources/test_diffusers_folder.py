@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from diffusette.export.packaging import assemble, tokenizer_files
+from diffusette.export.packaging import assemble, licence_files, tokenizer_files
 from diffusette.export.sources import diffusers_folder
 from diffusette.export.tracing import build, torch_reference
 from diffusette.models import families
 from diffusette.models.errors import BundleError
+from diffusette.models.licences import restricted
 from tests.support import tiny_models
 
 EXPECTED = {
@@ -121,14 +122,14 @@ def test_the_licence_is_read_off_the_model_card_or_unknown_with_a_warning(folder
         (folder / "README.md").write_text(card)
         opened = diffusers_folder.open_folder(folder)
         assert opened.licence == "unknown"
-        assert "no licence is named in a README.md: recorded as unknown" in assemble.warnings(opened)[0]
+        assert "no licence is named in a README.md: recorded as unknown" in licence_files.warning(opened, None)
     (folder / "README.md").unlink()
     assert diffusers_folder.open_folder(folder).licence == "unknown"
 
 
-def prepared(source, folder):
+def prepared(source, folder, licence=None):
     opened = diffusers_folder.open_folder(source)
-    return assemble.prepare(assemble.begin(opened, folder, "cpu"), opened, folder, {})
+    return assemble.prepare(assemble.begin(opened, folder, "cpu"), opened, folder, {}, licence, [])
 
 
 def test_the_licence_and_the_card_of_the_source_are_copied_and_what_is_unknown_is_recorded(folder, tmp_path):
@@ -140,6 +141,48 @@ def test_the_licence_and_the_card_of_the_source_are_copied_and_what_is_unknown_i
         (folder / name).unlink()
     made = prepared(folder, tmp_path / "two")
     assert (made.source.licence, {"LICENSE", "README.md"} & made.files.keys()) == ("unknown", set())
+
+
+def test_restrictions_of_use_travel_with_the_bundle_and_the_licence_s_text_is_asked_for(folder, tmp_path):
+    (folder / "README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n")
+    (folder / "LICENSE").rename(folder / "LICENSE-MODEL.txt")
+    (folder / "Attachment A.txt").write_text("You agree not to use the Model")
+    made = prepared(folder, tmp_path / "one")
+    assert {"LICENSE-MODEL.txt", "Attachment A.txt", "CHANGES.md"} <= made.files.keys()
+    changes = (tmp_path / "one/CHANGES.md").read_text()
+    assert "under CreativeML OpenRAIL-M (its text: Attachment A.txt, LICENSE-MODEL.txt)" in changes
+    assert "The files were changed: the weights became ONNX graphs" in changes
+    opened = diffusers_folder.open_folder(folder)
+    assert licence_files.warning(opened, None).endswith("see CHANGES.md in the bundle")
+
+    for name in ("LICENSE-MODEL.txt", "Attachment A.txt"):
+        (folder / name).unlink()
+    assert "its text is not with the source: add it before you pass" in licence_files.warning(opened, None)
+    made = prepared(folder, tmp_path / "two")
+    assert "its text was not with the weights; add it before you pass the folder on (https://" in (tmp_path / "two/CHANGES.md").read_text()
+
+    assert licence_files.warning(opened, b"text").endswith("see CHANGES.md in the bundle")
+    made = prepared(folder, tmp_path / "three", b"the whole text")
+    assert (tmp_path / "three/LICENSE.txt").read_text() == "the whole text"
+    assert "(its text: LICENSE.txt)" in (tmp_path / "three/CHANGES.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("licence", "title"),
+    [
+        ("creativeml-openrail-m", "CreativeML OpenRAIL-M"),
+        ("openrail++", "CreativeML Open RAIL++-M"),
+        ("CreativeML Open RAIL++-M License", "CreativeML Open RAIL++-M"),  # as single files state it
+        ("some-new-RAIL-license", "some-new-RAIL-license"),
+        ("apache-2.0", None),
+        ("mit", None),
+        ("railway", None),
+        ("unknown", None),
+    ],
+)
+def test_licences_that_restrict_use_are_known_by_their_identifiers_and_titles(licence, title):
+    found = restricted(licence)
+    assert (None if found is None else found.title) == title
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])

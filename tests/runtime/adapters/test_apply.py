@@ -249,6 +249,16 @@ def test_a_lora_named_many_times_is_read_once_with_the_sum_of_its_weights(judge:
         ({"unet.conv_in.lora_A.weight": (2, 4), "unet.conv_in.lora_B.weight": (8, 2)}, r"\[8, 4\].*conv_in in unet has \[8, 4, 3, 3\]"),
     ],
 )
+@pytest.mark.parametrize(
+    ("factor", "weight", "note"),
+    [(1.0, 0.0, "its weight is 0, so it has no effect"), (0.0, 1.0, "all of its layers are zero, so it has no effect"), (1.0, 1.0, "")],
+)
+def test_a_lora_without_effect_is_noted(judge: Any, pipeline: Pipeline, tmp_path: Path, factor: float, weight: float, note: str) -> None:
+    lora = {name: (down, up * np.float32(factor)) for name, (down, up) in random_lora(judge, 1).items()}
+    notes = pipeline.generate(PROMPT, **{**HOW, "loras": ((kohya(lora, tmp_path / "style.safetensors"), weight),)}).notes
+    assert notes == ((f"style.safetensors: {note}",) if note else ())
+
+
 def test_a_lora_of_another_architecture_is_refused_with_both_shapes(
     pipeline: Pipeline, tmp_path: Path, tensors: dict[str, tuple[int, ...]], message: str
 ) -> None:
