@@ -171,6 +171,10 @@ class Pipeline:
         with scarce("generating"):
             yield from _Generation(self, request).events()
 
+    def size_of(self, request: Request) -> tuple[int, int]:
+        """Return the width and height of the images of `request`. Raises what `generate` raises for a wrong request."""
+        return resolve(request, self.manifest, refines=self.refiner is not None).size
+
     def preview(self, latents: Array, *, cheap: bool = False) -> Image.Image:
         """An image of unfinished latents.
 

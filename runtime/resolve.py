@@ -79,6 +79,11 @@ class ResolvedRequest(NormalizedRequest):
     notes: tuple[str, ...]
     """What was decided for the user."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the images."""
+        return self.init.size if self.only_masked and self.init is not None else (self.passes[-1].width, self.passes[-1].height)
+
 
 def resolve(asked: Request, manifest: Manifest, *, refines: bool = False) -> ResolvedRequest:
     """Check `asked` and fill in the defaults of `manifest`; `refines` says that a refiner is open.

@@ -9,6 +9,7 @@ import dataclasses
 import datetime as dt
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import structs
@@ -58,6 +59,14 @@ class ImageWriter:
         if self.marks.asked:
             self._open()
         self.notes += self._marker.settings.notes
+
+    def check_size(self, size: Callable[[], tuple[int, int]]) -> None:
+        """Check that an image of the width and height that `size` returns can have the marks that were asked for.
+
+        Raises:
+            RequestError: it is too small for a watermark.
+        """
+        self._marker.check_size(size)
 
     @property
     def signs(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +64,20 @@ class Marker:
                 self._settings = settings
             return self._settings
 
+    def check_size(self, size: Callable[[], tuple[int, int]]) -> None:
+        """Check the width and height of an image, which `size` returns, if a watermark was asked for.
+
+        Raises:
+            RequestError: the image is too small for it.
+        """
+        if self.settings.asked and min(sides := size()) < self._smallest():
+            raise RequestError(
+                f"watermark: {sides[0]}×{sides[1]} pixels; expected at least {self._smallest()} a side, or watermark auto or off"
+            )
+
+    def _smallest(self) -> int:
+        return SMALLEST if self._networks is None else trustmark.SMALLEST
+
     def mark(self, image: Image.Image, *, edited: bool = False, parent: bytes | None = None) -> Marked:
         """Watermark an RGB image, unless it is too small or still carries the watermark of the image that it started from.
 
@@ -75,10 +90,9 @@ class Marker:
             RequestError: the image is too small, and a watermark was asked for.
         """
         settings = self.settings
-        large = min(image.size) >= (SMALLEST if self._networks is None else trustmark.SMALLEST)
+        self.check_size(lambda: image.size)
+        large = min(image.size) >= self._smallest()
         if not settings.on or not large:
-            if settings.asked:
-                raise RequestError(f"watermark: {image.width}×{image.height} pixels; expected at least {SMALLEST} a side, or watermark off")
             return Marked(image, None, "off" if large else "")
         carried = "" if parent is None else self._carried(parent)
         kept = reader.read(image, (settings.key,), self._networks) if edited else []

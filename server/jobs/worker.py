@@ -146,6 +146,7 @@ class Worker:
         if first >= entry.options.count:
             return
         resolved = resolve(rest_of(request, entry.options, 0), offer.manifest)
+        self._gallery.writer.check_size(lambda: resolved.size)
         shown = {name: value for name, value in entry.job.request.items() if name not in IMAGES}
         settings = {**shown, **decided(resolved), "count": 1}
         if resolved.variation > 0:

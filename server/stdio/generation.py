@@ -92,6 +92,7 @@ def generate(
     """Generate the request that `make` returns, and show what happens to `seen`; a preview after every `previews` steps, 0 for none."""
     pipeline = model.pipeline()
     request = make()
+    output.writer.check_size(lambda: pipeline.size_of(request))
     clock = _Clock(seen, request.count)
     parent = output.parent() if request.init is not None else None
     seeds: list[int] = []

@@ -54,9 +54,10 @@ def test_images_are_signed_by_default_and_their_pixels_do_not_change(tmp_path: P
         (["--sign", "--no-ai-mark"], 1, "--no-ai-mark"),
         (["--sign-prompt", "--no-metadata"], 2, "contradict"),
         (["--timestamp", "nowhere"], 1, "http"),
+        (["--watermark", "on"], 1, "128×128 pixels; expected at least 256 a side"),
     ],
 )
-def test_signing_that_is_impossible_is_one_line_and_no_image(tmp_path: Path, options: list[str], code: int, said: str) -> None:
+def test_a_mark_that_is_impossible_is_one_line_and_no_image(tmp_path: Path, options: list[str], code: int, said: str) -> None:
     for path, name in zip(certificate(tmp_path), ("cert.pem", "key.pem"), strict=True):
         path.rename(tmp_path / name)
     done = run(*FOX, "-o", "a.png", *options, cwd=tmp_path)

@@ -106,6 +106,7 @@ def generate(
         cache = None if no_cache else "auto"
         with pipeline.load(model, provider, memory, threads=threads, cache=cache, safety=not no_safety_filter, refiner=refiner) as opened:
             refining = None if opened.refiner is None else opened.refiner.manifest
+            writer.check_size(lambda: opened.size_of(request))
             result = console.interruptible(lambda: opened.watch(request, seen, keep=False), opened.cancel)
             ran = {"provider": result.provider, "memory": result.plan}
             notes = [] if before is None else reproduce.differences(before.record, request, opened.manifest, refining, ran)
