@@ -118,13 +118,22 @@ def _holds(found: Credential, details: dict[str, Any]) -> Finding:
         mark="c2pa",
         state="trusted" if trusted else "intact",
         says=f"intact, {'signer on a trust list' if trusted else 'signer unknown'}: {who}; it states: {stated}",
-        proves="the file is exactly what the holder of that key signed" + (f", before {found.time}" if found.time else ""),
+        proves="the file is exactly what the holder of that key signed" + (f", before {found.time}" if found.time_trusted else ""),
         limits=("" if trusted else "who holds the key: the certificate is on no trust list; ")
-        + ("" if found.time else "when: there is no time stamp; ")
+        + _when(found)
         + "that what the signer states is true",
         ai=found.ai,
         details=details,
     )
+
+
+def _when(found: Credential) -> str:
+    """The words on the time that is not proven, if it is not."""
+    if found.time_trusted:
+        return ""
+    if not found.time:
+        return "when: there is no time stamp; "
+    return f"when: the time stamp says {found.time}, and {found.authority or 'its authority'} is on no trust list; "
 
 
 def _broken(found: Credential, details: dict[str, Any]) -> Finding:

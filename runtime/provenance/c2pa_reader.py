@@ -44,6 +44,10 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     organization: str = ""
     time: str = ""
     """Of a time stamp; empty without one."""
+    authority: str = ""
+    """Who made the time stamp."""
+    time_trusted: bool = False
+    """Whether that authority is on a trust list; anybody can run one."""
     problems: tuple[str, ...] = ()
     """C2PA's codes of failures, except that the signer is on no list."""
     actions: tuple[Action, ...] = ()
@@ -82,6 +86,7 @@ def _credential(found: object) -> Credential:
     problems = dict.fromkeys(str(_object(one).get("code")) for one in _list(results.get("failure")))
     problems.pop("signingCredential.untrusted", None)
     state = {"Trusted": "trusted", "Valid": "intact"}.get(str(store.get("validation_state")), "altered")
+    confirmed = {str(_object(one).get("code")): str(_object(one).get("explanation")) for one in _list(results.get("success"))}
     signature = _object(active.get("signature_info"))
     data = _assertions(active)
     actions = _actions(active)
@@ -91,6 +96,8 @@ def _credential(found: object) -> Credential:
         signer=str(signature.get("common_name") or ""),
         organization=str(signature.get("issuer") or ""),
         time=str(signature.get("time") or ""),
+        authority=confirmed.get("timeStamp.validated", "").partition(": ")[2],
+        time_trusted="timeStamp.trusted" in confirmed,
         problems=tuple(problems),
         actions=actions[:_TIMES],
         ingredients=tuple(_ingredient(_object(one)) for one in _list(active.get("ingredients"))[:_TIMES]),
