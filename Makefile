@@ -1,11 +1,11 @@
-# What people do here: demo, test, lint, test-full, field, test-server-load, screenshots, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
+# What people do here: demo, test, lint, test-full, field, test-server-load, soak, screenshots, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 
 # Editable installs link the files that are there, so a new file wants a new install.
 FILES := .venv/files-$(shell git ls-files -co --exclude-standard src runtime export models benchmarks server 2>/dev/null | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-full field test-server-load screenshots lint types docs watermark interop bench bench-smoke bench-full demo-model clean
+.PHONY: demo test test-full field test-server-load soak screenshots lint types docs watermark interop bench bench-smoke bench-full demo-model clean
 
 demo: .venv/demo.done  ## draw demo.png with the model that ships inside
 	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
@@ -22,6 +22,9 @@ field: .venv/dev.done  ## what users of such tools reported and hostile input di
 
 test-server-load: .venv/dev.done  ## 500 requests from 40 clients, then twenty crashes: minutes
 	$(BIN)/python -m tests.support.server_load
+
+soak: .venv/dev.done  ## twenty minutes of random requests in one process: memory, threads and files stay; images are right
+	$(BIN)/python -m tests.support.soak 1200
 
 screenshots: .venv/dev.done  ## the images of docs/page.md, made again
 	$(BIN)/python -m tests.support.page_screenshots

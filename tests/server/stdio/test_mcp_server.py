@@ -167,7 +167,7 @@ def test_cancelling_a_call_stops_the_work_and_the_next_call_runs(tmp_path: Path)
         assert [line.split(": ")[1] for line in jobs.splitlines()] == ["cancelled", "done"]
 
     with_client(use, "--data", tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*.png"))) == 1
 
 
 def test_a_job_in_the_background_is_asked_for_and_cancelled(tmp_path: Path) -> None:
