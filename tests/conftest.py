@@ -18,6 +18,25 @@ os.environ["DIFFUSETTE_WATERMARK_ID"] = "0x1a2b3c4d"  # no identifier of this co
 os.environ["DIFFUSETTE_SIGN"] = "off"  # equal requests give equal files, in child processes too; tests of signatures turn them on
 
 
+LONGEST = (
+    "models/test_demo_model.py",
+    "docs/test_commands.py",
+    "export/test_export.py",
+    "runtime/test_model_facts.py",
+    "runtime/test_tasks.py",
+    "runtime/test_soak.py",
+    "export/test_targets.py",
+    "test_typing.py",
+)
+"""The files that take longest, below `tests/`: they go first, so that no process is left alone with one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files in `LONGEST` first, in its order."""
+    rank = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @dataclass
 class FakeSession:
     """A session that calls `function`; `fed` keeps what it was given."""
