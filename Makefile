@@ -1,4 +1,4 @@
-# What people do here: demo, test, lint, test-full, field, test-server-load, soak, screenshots, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
+# What people do here: demo, test, lint, test-full, field, test-server-load, gpu-check, soak, screenshots, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --no-compile
@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install --quiet --no-compile
 # Editable installs link the files that are there, so a new file wants a new install.
 FILES := .venv/files-$(shell git ls-files -co --exclude-standard src runtime export models benchmarks server 2>/dev/null | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-full field test-server-load soak screenshots lint types docs watermark interop bench bench-smoke bench-full demo-model clean
+.PHONY: demo test test-full field test-server-load gpu-check soak screenshots lint types docs watermark interop bench bench-smoke bench-full demo-model clean
 
 demo: .venv/demo.done  ## draw demo.png with the model that ships inside
 	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
@@ -23,6 +23,9 @@ field: .venv/dev.done  ## what users of such tools reported and hostile input di
 
 test-server-load: .venv/dev.done  ## 500 requests from 40 clients, then twenty crashes: minutes
 	$(BIN)/python -m tests.support.server_load
+
+gpu-check: .venv/dev.done  ## on a machine with an NVIDIA card: what runs on it, how exactly, how fast; at most eight minutes
+	$(BIN)/python -m tests.support.gpu_check --compile
 
 soak: .venv/dev.done  ## twenty minutes of random requests in one process: memory, threads and files stay; images are right
 	$(BIN)/python -m tests.support.soak 1200
