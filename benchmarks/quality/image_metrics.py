@@ -111,8 +111,9 @@ def brightness(image: Array) -> float:
 def saturation(image: Array) -> float:
     """The mean saturation of a uint8 RGB image, (largest - smallest) / largest channel of each pixel: 0 for gray to 1."""
     pixels = image.astype(np.float64)
-    largest = np.max(pixels, axis=2)
-    return float(np.mean((largest - np.min(pixels, axis=2)) / np.maximum(largest, 1.0)))
+    largest: Array = pixels.max(axis=2)
+    smallest: Array = pixels.min(axis=2)
+    return float(np.mean((largest - smallest) / np.maximum(largest, 1.0)))
 
 
 def detail(image: Array) -> float:

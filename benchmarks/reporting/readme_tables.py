@@ -4,8 +4,8 @@ Usage: `python -m diffusette.benchmarks.reporting.readme_tables README.md docs/b
 
 A table is between `<!-- table: FILE.json -->` and `<!-- end of table -->`; FILE is in benchmarks/results/. The headings of the wanted
 columns may follow the file name, separated by commas. `<!-- machine table -->` asks for the summary "will it run on my machine", and
-`<!-- group table -->` for what `diffusette bench --spread` found. The plots in docs/ (`FIGURES`) are made again too. A test renders every table
-and plot again, so that none states what was not measured.
+`<!-- group table -->` for what `diffusette bench --spread` found. The plots in docs/ (`FIGURES`) are made again too. A test renders every
+table and plot again, so that none states what was not measured.
 """
 
 from __future__ import annotations

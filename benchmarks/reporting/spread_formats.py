@@ -74,7 +74,7 @@ def cell(name: str, found: Mean | None, *, sign: str = "") -> str:
 def remarks(report: SpreadReport) -> list[str]:
     """Remarks below the numbers, one a line: where it ran, the widest gaps, common failures, differences between bundles."""
     machine = report.machine
-    asked = f"{report.prompts} prompts × {len(report.seeds)} seeds from {report.seeds[0]}"
+    asked = f"{report.prompts} prompts, each with {spread_plot.seeds(report)} from {report.seeds[0]}"
     lines = [
         f"{report.date[:10]}, {machine.processor}, {machine.cores} cores, {report.made_by}, {asked}",
         "[ ] and ± are 95 % intervals over prompts; the more groups are compared, the more of them lie apart by chance",
@@ -117,7 +117,7 @@ def _failures(one: Measured) -> list[str]:
         counted = Counter((failure.expected, failure.seen) for failure in one.failures if failure.part == part)
         if counted:
             listed = ", ".join(f"{expected} as {seen} ({number})" for (expected, seen), number in counted.most_common(_LISTED))
-            lines.append(f"{counted.total()} images with another {part}; most often {listed}")
+            lines.append(f"another {part} than expected in {counted.total()} of the images, most often {listed}")
     return lines
 
 

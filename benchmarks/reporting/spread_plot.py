@@ -26,8 +26,13 @@ def svg(report: SpreadReport) -> str:
     step = (WIDTH - _LEFT) / len(names)
     for column, name in enumerate(names):
         parts += _column(name, measured, rows, _LEFT + column * step, _LEFT + (column + 1) * step - 24, bottom)
-    machine = f"{report.date[:10]}, {report.made_by}, {report.prompts} prompts × {len(report.seeds)} seeds"
+    machine = f"{report.date[:10]}, {report.machine.processor}, {report.made_by}, {report.prompts} prompts, each with {seeds(report)}"
     return figure(bottom + 50, [*parts, text(10, bottom + 38, machine, size=11)])
+
+
+def seeds(report: SpreadReport) -> str:
+    """How many seeds each prompt had, in words."""
+    return "1 seed" if len(report.seeds) == 1 else f"{len(report.seeds)} seeds"
 
 
 def _shown(measured: Sequence[Measured]) -> list[str]:
