@@ -33,7 +33,8 @@ from .engine.session import SessionOptions
 from .engine.tuned_settings import followed
 from .images import hires, image_io, inpaint, preview, vae
 from .images.safety_checker import COMPONENT as CHECKER
-from .images.safety_checker import open_filter
+from .images.safety_checker import HIDINGS, Hiding, hidden, open_filter, safety_of
+from .names import look_up
 from .normalize import path_of, yes_or_no
 from .refiner import NO_STEPS, check_refiner, handover, split_stage
 from .request import Fields, Request, number_of, shown
@@ -52,6 +53,7 @@ class Pipeline:
         components: the model's sessions under a memory plan, on a provider.
         notes: notes from loading, such as a provider that `auto` skipped.
         safety: whether the bundle's safety checker, if it has one, checks every image.
+        flagged: what becomes of an image that the checker flags: "black", or "blur".
         refiner: the pipeline that denoises the last steps, such as SDXL's refiner, or None.
 
     Example:
@@ -68,12 +70,14 @@ class Pipeline:
         *,
         notes: tuple[str, ...] = (),
         safety: bool = True,
+        flagged: Hiding = "black",
         refiner: Pipeline | None = None,
     ) -> None:
         self.bundle = bundle
         self.components = components
         self.notes = notes
         self.safety = safety
+        self.flagged: Hiding = flagged
         self.refiner = refiner
         self.encoders = tuple(conditioning.text_encoders(bundle, components))
         self.filter = open_filter(bundle, components) if safety else None
@@ -156,7 +160,7 @@ class Pipeline:
             plan=self.components.plan,
             notes=(*self.notes, *self.components.notes(), *refining, *notes),
             timings={**timings, "total": time.perf_counter() - started},
-            safety="none" if CHECKER not in self.components else "on" if self.safety else "off",
+            safety=safety_of(self.components, checks=self.safety),
         )
 
     def steps(self, request: Request) -> Iterator[Step | Note | Picture]:
@@ -335,12 +339,12 @@ class _Generation:
         return image if self.scene is None else self.scene.finished(image)
 
     def _finish(self, drawing: Drawing, image: Image.Image, record: dict[str, Any]) -> Picture:
-        """Check the image's safety and add its record."""
+        """Check the image's safety, hide it if it is flagged, and add its record."""
         pipeline = self.pipeline
         flagged = pipeline.filter is not None and pipeline.filter.flags(image)
         if flagged:
-            self._note(f"seed {drawing.seed}: the safety checker flagged the image, so it is black; try another seed or prompt")
-            image = Image.new("RGB", image.size)
+            image, look = hidden(image, pipeline.flagged), "black" if pipeline.flagged == "black" else "blurred"
+            self._note(f"seed {drawing.seed}: the safety checker flagged the image, so it is {look}; try another seed or prompt")
         if flagged or (not pipeline.safety and CHECKER in self.components):
             record = {**record, "safety": "flagged" if flagged else "off"}
         record = {**record, "provider": self.components.provider.name, "memory": self.components.plan}
@@ -355,6 +359,7 @@ def load(
     threads: int = 0,
     cache: str | Path | None = "auto",
     safety: bool = True,
+    flagged: Hiding = "black",
     refiner: str | Path | None = None,
 ) -> Pipeline:
     """Open a bundle.
@@ -367,6 +372,8 @@ def load(
         cache: folder for optimized graphs of large models, which make the next start faster; "auto" is the system's cache folder,
             None keeps nothing.
         safety: let the bundle's safety checker, if it has one, check every image. Results report whether it did.
+        flagged: what becomes of an image that the checker flags: "black" makes it black, "blur" leaves a few blots of colour, from which
+            the image cannot be restored.
         refiner: folder of a bundle that denoises the last steps, such as SDXL's refiner. With memory "auto", the two models are never
             open at the same time.
 
@@ -376,13 +383,14 @@ def load(
     Raises:
         BundleError: the folder is not a bundle, or it is damaged, hostile, or made for something else.
         ProviderError: the provider is missing, or does not run this bundle.
-        RequestError: an unknown memory plan, or more threads than the machine can use.
+        RequestError: an unknown memory plan or value of `flagged`, or more threads than the machine can use.
 
     Example:
         >>> pipeline = diffusette.load("my-bundle", memory="sequential")
     """
     threads = int(number_of("threads", threads, int, 0, hardware.most_threads()))
     safety = yes_or_no("safety", safety)
+    flagged = look_up("flagged", flagged, {name: name for name in HIDINGS}, HIDINGS)
     cache = None if cache is None else str(path_of("cache", cache))
     bundle = open_bundle(DEMO if folder is None else path_of("folder", folder))
     provider, threads = followed(bundle.manifest, provider, threads)
@@ -402,7 +410,7 @@ def load(
     components = Components(bundle, chosen, plan, options, adaptive=adaptive)
     off = "" if safety or CHECKER not in components else "the safety checker is turned off"
     notes = tuple(one for one in (chosen.note, note, homeless, off) if one)
-    return Pipeline(bundle, components, notes=notes, safety=safety, refiner=second)
+    return Pipeline(bundle, components, notes=notes, safety=safety, flagged=flagged, refiner=second)
 
 
 def generate(prompt: str | Request, model: str | Path | None = None, **fields: Unpack[Fields]) -> Result:

@@ -51,7 +51,7 @@ class Picture:
         image: RGB, the requested size.
         seed: the seed of this image.
         record: everything that reproduces the image; goes into the file's metadata.
-        flagged: the safety checker found the image unsafe, so `image` is black.
+        flagged: the safety checker found the image unsafe, so `image` is black, or blurred beyond recognition.
     """
 
     image: Image.Image

@@ -77,7 +77,7 @@ def serve(setup: Setup, ready: Callable[[str], None]) -> None:
         port = int(bound.getsockname()[1])
         folders = [setup.data / "loras" if setup.loras is None else setup.loras]
         folders.append(setup.data / "embeddings" if setup.embeddings is None else setup.embeddings)
-        catalog = Catalog(setup.models, *folders)
+        catalog = Catalog(setup.models, *folders, checks=setup.machine.safety)
         service = open_service(setup.data, catalog, setup.limits, setup.machine, writer, log_prompts=setup.log_prompts)
         hosts = frozenset(host.lower() for host in (*setup.allow_hosts, *([] if loopback else [socket.gethostname()])))
         policy = Policy(port, loopback, setup.token or None, hosts, frozenset(setup.allow_origins), setup.limits)

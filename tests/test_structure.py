@@ -43,6 +43,7 @@ ARROWS = {
         "manifest": "errors",
         "families": "errors manifest",
         "formats": "errors manifest families",
+        "licences": "",
         "bundle": "errors manifest families formats",
     },
     "runtime": {
@@ -97,6 +98,7 @@ ARROWS = {
         "settings": "measure profiles quality rivals",
         "runner": "measure quality reporting results rivals settings",
         "tune": "results runner settings",
+        "spread": "measure quality settings",
         "smoke": "reporting results runner settings",
         "full_parts": "measure results rivals runner",
         "full": "full_parts measure quality reporting results rivals",

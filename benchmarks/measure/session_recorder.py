@@ -71,4 +71,6 @@ class Recorder(Forwarder):
 def recorded(pipeline: Pipeline) -> tuple[Pipeline, Recorder]:
     """`pipeline` with a recorder between it and its components."""
     recorder = Recorder(pipeline.components)
-    return Pipeline(pipeline.bundle, recorder, notes=pipeline.notes, safety=pipeline.safety, refiner=pipeline.refiner), recorder
+    return Pipeline(
+        pipeline.bundle, recorder, notes=pipeline.notes, safety=pipeline.safety, flagged=pipeline.flagged, refiner=pipeline.refiner
+    ), recorder

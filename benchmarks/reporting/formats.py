@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import msgspec
 
@@ -20,6 +21,7 @@ from ..quality.fidelity import Fidelity
 from ..results import Report, Row, Scalar, flat
 from . import plots
 
+Found = TypeVar("Found")
 NOTHING = "–"
 Column = tuple[str, str, Callable[[Mapping[str, Scalar]], str]]
 """Heading, alignment ("<" or ">"), and the text of a cell from a flat row."""
@@ -220,11 +222,13 @@ def as_json(report: Report) -> str:
     return msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"
 
 
-FORMS: Mapping[str, Callable[[Report], str]] = MappingProxyType({"json": as_json, "csv": as_csv, "markdown": markdown, "plot": plots.svg})
+FORMS: Mapping[str, Callable[[Report], str]] = MappingProxyType(
+    {"text": text, "json": as_json, "csv": as_csv, "markdown": markdown, "plot": plots.svg}
+)
 
 
-def keeper(files: Mapping[str, Path | None]) -> Callable[[Report], None]:
-    """A function that writes a report into `files` (form → path), each whole or not at all.
+def keeper(files: Mapping[str, Path | None], forms: Mapping[str, Callable[[Found], str]]) -> Callable[[Found], None]:
+    """A function that writes a report into `files` (form → path), as `forms` write it, each whole or not at all.
 
     Raises:
         RequestError: a file cannot be written; raised now, not after an hour of measuring.
@@ -233,9 +237,9 @@ def keeper(files: Mapping[str, Path | None]) -> Callable[[Report], None]:
     for path in wanted.values():
         check(path)
 
-    def keep(report: Report) -> None:
+    def keep(report: Found) -> None:
         for form, path in wanted.items():
-            replace_file(path, FORMS[form](report).encode())
+            replace_file(path, forms[form](report).encode())
 
     return keep
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import NamedTuple
 
 from ..quality.image_metrics import EQUAL
 from ..results import Report, Row
+from .svg_shapes import COLOURS, WIDTH, box, figure, path, scale, text
 
-WIDTH = 920
 _LEFT, _RIGHT, _LINE = 300, 80, 22
-_COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
-"""Colours that colour-blind readers can distinguish (Observable 10)."""
 _COMPONENTS = {"text_encoder": "text encoder", "unet": "U-Net", "vae_decoder": "VAE decoder"}
 
 
@@ -39,15 +36,12 @@ def svg(report: Report, kinds: Sequence[str] = KINDS) -> str:
     height = sum(panel.height for panel in panels) + 40
     machine = f"{report.date[:10]}, {report.machine.processor}, {report.machine.cores} cores, {report.made_by}"
     noisy = "; noisy machine: do not compare seconds" if report.noise.reasons else ""
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13" fill="#222">',
-        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-    ]
+    parts: list[str] = []
     top = 10
     for panel in panels:
         parts += [f'<g transform="translate(0 {top})">', *panel.parts, "</g>"]
         top += panel.height
-    return "\n".join([*parts, _text(10, height - 12, machine + noisy, size=11), "</svg>"]) + "\n"
+    return figure(height, [*parts, text(10, height - 12, machine + noisy, size=11)])
 
 
 class _Panel(NamedTuple):
@@ -60,20 +54,20 @@ def _latency(rows: Sequence[Row], names: Sequence[str]) -> _Panel | None:
     if not rows:
         return None
     longest = max(_median(row) for row in rows)
-    across = _scale(0.0, longest, _LEFT, WIDTH - _RIGHT)
-    parts = [_text(10, 16, "Seconds a request, median, by component", weight="bold")]
+    across = scale(0.0, longest, _LEFT, WIDTH - _RIGHT)
+    parts = [text(10, 16, "Seconds a request, median, by component", weight="bold")]
     kinds = [*_COMPONENTS.values(), "between them"]
     for index, kind in enumerate(kinds):
-        parts += [_box(_LEFT + 130 * index, 26, 10, 10, _COLOURS[index]), _text(_LEFT + 130 * index + 14, 35, kind, size=11)]
+        parts += [box(_LEFT + 130 * index, 26, 10, 10, COLOURS[index]), text(_LEFT + 130 * index + 14, 35, kind, size=11)]
     for number, (row, name) in enumerate(zip(rows, names, strict=True)):
         top, start = 46 + number * _LINE, 0.0
-        parts.append(_text(_LEFT - 8, top + 12, name, anchor="end", size=12))
+        parts.append(text(_LEFT - 8, top + 12, name, anchor="end", size=12))
         shares = [row.components[key].latency.p50 if key in row.components else 0.0 for key in _COMPONENTS]
         for index, seconds in enumerate([*shares, max(0.0, _median(row) - sum(shares))]):
             end = min(start + seconds, _median(row))
-            parts.append(_box(across(start), top, across(end) - across(start), _LINE - 7, _COLOURS[index]))
+            parts.append(box(across(start), top, across(end) - across(start), _LINE - 7, COLOURS[index]))
             start = end
-        parts.append(_text(across(_median(row)) + 6, top + 12, f"{_median(row):.3g}", size=12))
+        parts.append(text(across(_median(row)) + 6, top + 12, f"{_median(row):.3g}", size=12))
     return _Panel(46 + len(rows) * _LINE + 30, parts)
 
 
@@ -83,16 +77,16 @@ def _memory(rows: Sequence[Row], names: Sequence[str]) -> _Panel | None:
     if not found:
         return None
     bottom, top = 250, 40
-    across = _scale(0.0, max(row.memory_over_time[-1][0] for row, _ in found), 60, WIDTH - _LEFT)
-    up = _scale(0.0, max(rss for row, _ in found for _, rss, _ in row.memory_over_time), bottom, top)
-    parts = [_text(10, 16, "Memory over time: resident, and dotted anonymous", weight="bold"), *_axes(across, up, 60, bottom, top)]
+    across = scale(0.0, max(row.memory_over_time[-1][0] for row, _ in found), 60, WIDTH - _LEFT)
+    up = scale(0.0, max(rss for row, _ in found for _, rss, _ in row.memory_over_time), bottom, top)
+    parts = [text(10, 16, "Memory over time: resident, and dotted anonymous", weight="bold"), *_axes(across, up, 60, bottom, top)]
     for number, (row, name) in enumerate(found):
-        colour = _COLOURS[number % len(_COLOURS)]
-        parts.append(_path([(across(at), up(rss)) for at, rss, _ in row.memory_over_time], colour))
-        parts.append(_path([(across(at), up(used)) for at, _, used in row.memory_over_time if used is not None], colour, dashed=True))
+        colour = COLOURS[number % len(COLOURS)]
+        parts.append(path([(across(at), up(rss)) for at, rss, _ in row.memory_over_time], colour))
+        parts.append(path([(across(at), up(used)) for at, _, used in row.memory_over_time if used is not None], colour, dashed=True))
         parts += [
-            _box(WIDTH - _LEFT + 16, top + 18 * number, 10, 10, colour),
-            _text(WIDTH - _LEFT + 30, top + 9 + 18 * number, name, size=11),
+            box(WIDTH - _LEFT + 16, top + 18 * number, 10, 10, colour),
+            text(WIDTH - _LEFT + 30, top + 9 + 18 * number, name, size=11),
         ]
     return _Panel(max(bottom, top + 18 * len(found)) + 50, parts)
 
@@ -103,8 +97,8 @@ def _axes(across: Callable[[float], float], up: Callable[[float], float], left: 
     parts: list[str] = []
     for value in (0.0, largest / 2, largest):
         parts.append(f'<path d="M{left} {up(value):.1f}H{WIDTH - _LEFT}" stroke="#ddd"/>')
-        parts.append(_text(left - 6, up(value) + 4, f"{value / 1e6:.0f} MB", anchor="end", size=10))
-    return [*parts, _text(left, bottom + 16, "0 s", size=11), _text(WIDTH - _LEFT, bottom + 16, f"{longest:.3g} s", anchor="end", size=11)]
+        parts.append(text(left - 6, up(value) + 4, f"{value / 1e6:.0f} MB", anchor="end", size=10))
+    return [*parts, text(left, bottom + 16, "0 s", size=11), text(WIDTH - _LEFT, bottom + 16, f"{longest:.3g} s", anchor="end", size=11)]
 
 
 def _pareto(rows: Sequence[Row], names: Sequence[str]) -> _Panel | None:
@@ -116,22 +110,22 @@ def _pareto(rows: Sequence[Row], names: Sequence[str]) -> _Panel | None:
     heights = [min(point.fidelity, ALIKE) for point in points]
     low, high = min(heights), max(heights)
     slowest = max(point.seconds for point in points)
-    across = _scale(0.0, 1.05 * slowest, left, WIDTH - _LEFT)
+    across = scale(0.0, 1.05 * slowest, left, WIDTH - _LEFT)
     margin = 0.1 * (high - low) or 1.0
-    up = _scale(low - margin, high + margin, bottom, top)
-    parts = [_text(10, 16, f"Time against fidelity ({what}); up and left is better", weight="bold")]
+    up = scale(low - margin, high + margin, bottom, top)
+    parts = [text(10, 16, f"Time against fidelity ({what}); up and left is better", weight="bold")]
     parts += [f'<path d="M{left} {top}V{bottom}H{WIDTH - _LEFT}" stroke="#999" fill="none"/>']
     for value in dict.fromkeys((low, high)):
-        parts.append(_text(left - 6, up(value) + 4, f"{'≥ ' if value == ALIKE else ''}{value:.4g}", anchor="end", size=11))
+        parts.append(text(left - 6, up(value) + 4, f"{'≥ ' if value == ALIKE else ''}{value:.4g}", anchor="end", size=11))
     best = front(points)
-    parts.append(_path([(across(point.seconds), up(min(point.fidelity, ALIKE))) for point in best], "#bbb"))
+    parts.append(path([(across(point.seconds), up(min(point.fidelity, ALIKE))) for point in best], "#bbb"))
     for number, (point, height) in enumerate(zip(points, heights, strict=True)):
-        colour, x, y = _COLOURS[number % len(_COLOURS)], across(point.seconds), up(height)
+        colour, x, y = COLOURS[number % len(COLOURS)], across(point.seconds), up(height)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}" fill-opacity="{1 if point in best else 0.4}"/>')
-        parts += [_box(WIDTH - _LEFT + 16, top + 18 * number, 10, 10, colour)]
-        parts += [_text(WIDTH - _LEFT + 30, top + 9 + 18 * number, f"{point.name}: {_told(point.fidelity)}", size=11)]
-    parts.append(_text(left, bottom + 16, "0 s", size=11))
-    parts += [_text(WIDTH - _LEFT, bottom + 16, f"{1.05 * slowest:.3g} s a request", anchor="end", size=11)]
+        parts += [box(WIDTH - _LEFT + 16, top + 18 * number, 10, 10, colour)]
+        parts += [text(WIDTH - _LEFT + 30, top + 9 + 18 * number, f"{point.name}: {_told(point.fidelity)}", size=11)]
+    parts.append(text(left, bottom + 16, "0 s", size=11))
+    parts += [text(WIDTH - _LEFT, bottom + 16, f"{1.05 * slowest:.3g} s a request", anchor="end", size=11)]
     return _Panel(max(bottom, top + 18 * len(points)) + 50, parts)
 
 
@@ -190,25 +184,6 @@ def _median(row: Row) -> float:
     return row.latency.p50
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """The straight line that takes `low` to `start` and `high` to `end`."""
-    return lambda value: start + (value - low) / (high - low or 1.0) * (end - start)
-
-
 def _inverse(scale: Callable[[float], float], position: float, origin: float) -> float:
     """The value at `position` of a scale that has 0 at `origin`."""
     return (position - origin) / (scale(1.0) - origin)
-
-
-def _text(x: float, y: float, words: str, *, anchor: str = "start", size: int = 13, weight: str = "normal") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}">{escape(words)}</text>'
-
-
-def _box(x: float, y: float, width: float, height: float, colour: str) -> str:
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0.0):.1f}" height="{height}" fill="{colour}"/>'
-
-
-def _path(points: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False) -> str:
-    way = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dots = ' stroke-dasharray="2 3"' if dashed else ""
-    return f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="1.5"{dots}/>'

@@ -2,15 +2,16 @@
 
 A CLIP image encoder computes an embedding of the image; if its cosine with the embedding of a concept is above that concept's threshold,
 the image is flagged. The rules, including rounding, are those of diffusers' `StableDiffusionSafetyChecker`; Rando et al. 2022
-(arXiv:2210.04610) describe them.
+(arXiv:2210.04610) describe them. A flagged image is made black, or a few blots of colour.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,37 @@ from ..engine.components import Handle, Runner
 
 Array = NDArray[np.float32]
 COMPONENT = "safety_checker"
+Safety = Literal["on", "off", "none"]
+"""The checker sees every image, it is turned off, or there is none."""
+Hiding = Literal["black", "blur"]
+"""What becomes of a flagged image."""
+HIDINGS: tuple[Hiding, ...] = ("black", "blur")
 CONCEPTS = "concepts.safetensors"
 """The file beside the component's graph."""
 CARE = np.float32(0.01)
 """Added to all scores of an image that matches a special-care concept."""
+_BLOTS = 8
+"""Colours along the longer side of a blurred image."""
+
+
+def safety_of(components: Container[str], *, checks: bool) -> Safety:
+    """Return whether the model of `components` has a checker, and whether it `checks` images."""
+    if COMPONENT not in components:
+        return "none"
+    return "on" if checks else "off"
+
+
+def hidden(image: Image.Image, how: Hiding) -> Image.Image:
+    """Return `image` (RGB) black, or blurred beyond recognition, in its own size.
+
+    A blurred image keeps the mean colours of at most 8 × 8 areas, each at least 8 pixels wide, with smooth transitions. Everything else is
+    gone from the pixels, so nobody can sharpen it back.
+    """
+    if how == "black":
+        return Image.new("RGB", image.size)
+    shrink = max(max(image.size) / _BLOTS, 8.0)
+    few = tuple(max(1, int(side / shrink)) for side in image.size)
+    return image.resize((few[0], few[1]), Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ...models.families import FAMILIES, Family
 from ...models.manifest import Manifest, fingerprint
 from ...runtime.images import image_io
 from ...runtime.images.hires import UPSCALERS
+from ...runtime.images.safety_checker import Safety, safety_of
 from ...runtime.names import key_of
 from ...runtime.prompt import chunking, parse
 from ...runtime.prompt.tokenizer import Tokenizer, open_tokenizer
@@ -45,6 +46,8 @@ class Model(msgspec.Struct, frozen=True):
     size_bytes: int
     task: str
     resident: bool
+    safety: Safety
+    """Whether a safety checker sees every image ("on"), is turned off ("off"), or does not exist ("none")."""
 
 
 class TokenCount(msgspec.Struct, frozen=True):
@@ -65,6 +68,8 @@ class Offer:
     bundle: Bundle
     hash: str
     """SHA-256 of the manifest, in hex."""
+    checks: bool = True
+    """Whether the safety checker, if the bundle has one, sees the images."""
 
     @property
     def manifest(self) -> Manifest:
@@ -91,11 +96,16 @@ class Offer:
         """Whether the model only changes images."""
         return self.family.task in {"inpaint", "instruct"}
 
+    @property
+    def safety(self) -> Safety:
+        """Whether images are checked."""
+        return safety_of(self.manifest.components, checks=self.checks)
+
     def fact(self, resident: str | None) -> Model:
         """The model as the API shows it."""
         size = sum(file.size for file in self.manifest.files.values())
-        source = self.manifest.source
-        return Model(self.id, source.name, self.manifest.family, self.title, source.licence, size, self.family.task, resident == self.id)
+        source, is_open = self.manifest.source, resident == self.id
+        return Model(self.id, source.name, self.manifest.family, self.title, source.licence, size, self.family.task, is_open, self.safety)
 
     def details(self, resident: str | None, loras: Sequence[str], embeddings: Sequence[str]) -> dict[str, Any]:
         """What a page needs to offer every choice of this model."""
@@ -152,7 +162,7 @@ class Offer:
 class Catalog:
     """Every model, LoRA and embedding that requests may name."""
 
-    def __init__(self, folders: Sequence[Path], loras: Path, embeddings: Path) -> None:
+    def __init__(self, folders: Sequence[Path], loras: Path, embeddings: Path, *, checks: bool = True) -> None:
         self.loras_folder = loras
         self.embeddings_folder = embeddings
         self.offers: dict[str, Offer] = {}
@@ -160,10 +170,15 @@ class Catalog:
             bundle = open_bundle(folder)
             digest = fingerprint(bundle.manifest)
             slug = re.sub(r"[^a-z0-9]+", "-", bundle.manifest.source.name.casefold()).strip("-")[:40] or "model"
-            offer = Offer(f"{slug}-{digest[:8]}", bundle, digest)
+            offer = Offer(f"{slug}-{digest[:8]}", bundle, digest, checks)
             self.offers.setdefault(offer.id, offer)
         self.hidden = {offer.bundle.folder: offer.id for offer in self.offers.values()} | {loras: "loras", embeddings: "embeddings"}
         """Folder → what clients read in its place."""
+
+    def unchecked(self) -> list[str]:
+        """A sentence for each model whose images are not checked."""
+        why = {"none": "it has no safety checker", "off": "its safety checker is turned off"}
+        return [f"images of {one.id} are not checked: {why[one.safety]}" for one in self.offers.values() if one.safety in why]
 
     def hide(self, text: str) -> str:
         """`text` with names in the place of the server's folders, and of whatever else looks like an absolute path its last name."""

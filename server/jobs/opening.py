@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image as Pictures
 
 from ...models.errors import Cancelled, DiffusetteError
 from ...runtime.engine.components import Watched
+from ...runtime.images.safety_checker import Hiding
 from ...runtime.pipeline import Pipeline, load
 from ...runtime.request import Request
 from .events import EventLog
@@ -25,6 +27,7 @@ class Machine:
     memory: str = "auto"
     threads: int = 0
     safety: bool = True
+    flagged: Hiding = "black"
 
 
 class Resident:
@@ -45,9 +48,12 @@ class Resident:
         self.close()
         check()
         machine = self._machine
-        opened = load(offer.bundle.folder, machine.provider, machine.memory, threads=machine.threads, safety=machine.safety)
+        checked = partial(load, safety=machine.safety, flagged=machine.flagged)
+        opened = checked(offer.bundle.folder, machine.provider, machine.memory, threads=machine.threads)
         runner = Watched(opened.components, self._run)
-        self._pipeline = Pipeline(opened.bundle, runner, notes=opened.notes, safety=opened.safety, refiner=opened.refiner)
+        self._pipeline = Pipeline(
+            opened.bundle, runner, notes=opened.notes, safety=opened.safety, flagged=opened.flagged, refiner=opened.refiner
+        )
         try:
             with self.watching(lambda _component: check()):
                 check()

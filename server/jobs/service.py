@@ -55,7 +55,9 @@ class Service:
         self.streams = threading.BoundedSemaphore(self.limits.streams)
 
     def start(self) -> None:
-        """Tidy up what a crash left, take up the queue, and open the first model."""
+        """Tidy up what a crash left, take up the queue, and open the first model. The log says whose images are not checked."""
+        for sentence in self.catalog.unchecked():
+            say(sentence)
         self.gallery.tidy()
         self.store.prune()
         self.queue.ended = self._ended

@@ -45,7 +45,7 @@ function modelPicker() {
     select.value = form.get("model") ?? "";
     select.disabled = store.models.length === 0;
     const model = store.models.find((one) => one.id === form.get("model"));
-    about.textContent = model ? [bytes(model.size_bytes), model.licence].filter(Boolean).join(" · ") : t("model.none");
+    about.textContent = model ? [bytes(model.size_bytes), model.licence, model.safety === "none" && t("model.unchecked")].filter(Boolean).join(" · ") : t("model.none");
     openButton.hidden = !model || model.resident;
   };
   select.addEventListener("change", () => form.set("model", select.value));

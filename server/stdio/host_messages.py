@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta
 
+from ...runtime.images.safety_checker import Hiding
 from ...runtime.request import MAX_SIDE, MAX_STEPS, shown
 from .error_codes import Refusal
 from .json_lines import MAX_LINE
@@ -38,6 +39,7 @@ class Open(_Message):
     provider: str | None = None
     memory: str | None = None
     safety: bool = True
+    flagged: Hiding | None = None
     refiner: str | None = None
     warm: bool = False
 

@@ -20,6 +20,7 @@ from ...models.bundle import DEMO
 from ...models.errors import ProviderError
 from ...runtime.engine import hardware, providers
 from ...runtime.images.hires import UPSCALERS
+from ...runtime.images.safety_checker import Hiding
 from ...runtime.metadata.record import tool
 from ...runtime.provenance.marks import Marks, kept_in
 from ...runtime.request import MAX_COUNT, MAX_SIDE, MAX_STEPS, shown, specs
@@ -55,6 +56,7 @@ class Settings:
     provider: str = "auto"
     memory: str = "auto"
     threads: int = 0
+    flagged: Hiding = "black"
     marks: Marks = field(default_factory=Marks)
 
 
@@ -208,12 +210,13 @@ class _Host:
 
     def _setup(self, folder: Path) -> Setup:
         cache = None if self.settings.data is None else self.settings.data / CACHE
-        return Setup(folder, self.settings.provider, self.settings.memory, self.settings.threads, cache)
+        return Setup(folder, self.settings.provider, self.settings.memory, self.settings.threads, cache, flagged=self.settings.flagged)
 
     def _opened(self, message: Open) -> Setup:
         folder = self.settings.models[0] if message.model is None else self.folders.inside("model", message.model)
         refiner = None if message.refiner is None else self.folders.inside("refiner", message.refiner)
-        setup = replace(self._setup(folder), safety=message.safety, refiner=refiner)
+        setup = self._setup(folder)
+        setup = replace(setup, safety=message.safety, flagged=message.flagged or setup.flagged, refiner=refiner)
         return replace(setup, provider=message.provider or setup.provider, memory=message.memory or setup.memory)
 
     def _output(self, message: Generate) -> Output:

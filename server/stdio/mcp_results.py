@@ -39,10 +39,11 @@ def line_of(facts: Mapping[str, Any]) -> str:
     if "error" in facts:
         return f"{facts['model']}: cannot be opened: {facts['error']['message']}"
     size, need = facts["defaults"], facts["memory"]["plans"][facts["memory"]["auto"]]
+    checked = "" if facts["safety"] == "on" else ", no safety checker"
     task = {"text": "text to image and image to image", "inpaint": "inpainting", "instruct": "editing by instruction"}.get(facts["task"])
     return (
         f"{facts['model']}: {facts['name']}, {task or facts['task']}, {size['width']}×{size['height']}, {size['steps']} steps, "
-        f"licence {facts['licence']}, about {need / 2**30:.1f} GiB of memory"
+        f"licence {facts['licence']}, about {need / 2**30:.1f} GiB of memory{checked}"
     )
 
 
@@ -62,7 +63,7 @@ def told(images: Sequence[Kept], facts: Facts) -> str:
 
 
 def _warned(drawn: Kept) -> str:
-    return ", black: the safety checker flagged it" if drawn.flagged else ""
+    return ", hidden: the safety checker flagged it" if drawn.flagged else ""
 
 
 def kept(drawn: Drawn) -> Kept:

@@ -19,6 +19,7 @@ from mcp_types import CallToolResult, ContentBlock, TextContent, ToolAnnotations
 from pydantic import Field
 
 from ...models.bundle import DEMO
+from ...runtime.images.safety_checker import Hiding
 from ...runtime.metadata.record import tool
 from ...runtime.provenance.marks import Marks, kept_in
 from ...runtime.request import MAX_GUIDANCE, MAX_SEED, MAX_SIDE
@@ -69,6 +70,7 @@ class Settings:
     provider: str = "auto"
     memory: str = "auto"
     threads: int = 0
+    flagged: Hiding = "black"
     marks: Marks = field(default_factory=Marks)
 
 
@@ -230,7 +232,9 @@ class Tools:
         if name not in self.models:
             raise Refusal("invalid_request", f"model: {name[:100]!r} is not known; choose one of {', '.join(self.models)}", "model")
         cache = self.settings.data / CACHE
-        return Setup(self.models[name], self.settings.provider, self.settings.memory, self.settings.threads, cache)
+        return Setup(
+            self.models[name], self.settings.provider, self.settings.memory, self.settings.threads, cache, flagged=self.settings.flagged
+        )
 
     def _state(self, task: Task) -> str:
         if isinstance(task.outcome, Refusal):

@@ -13,6 +13,7 @@ from ...models.bundle import Bundle, open_bundle
 from ...models.families import FAMILIES
 from ...runtime.engine import hardware, memory_plans
 from ...runtime.engine.components import Watched
+from ...runtime.images.safety_checker import Hiding, safety_of
 from ...runtime.pipeline import Pipeline, load
 from ...runtime.resolve import TINY_DECODER
 from .error_codes import refusal_of
@@ -32,6 +33,7 @@ class Setup:
     cache: Path | None = None
     """Folder for optimized graphs of large models; None keeps none."""
     safety: bool = True
+    flagged: Hiding = "black"
     refiner: Path | None = None
 
 
@@ -59,7 +61,9 @@ class ResidentModel:
             options = {name: value for name, value in asdict(self.setup).items() if name != "folder"}
             opened = load(self.setup.folder, **options)
             runner = Watched(opened.components, self._watched)
-            self._pipeline = Pipeline(opened.bundle, runner, notes=opened.notes, safety=opened.safety, refiner=opened.refiner)
+            self._pipeline = Pipeline(
+                opened.bundle, runner, notes=opened.notes, safety=opened.safety, flagged=opened.flagged, refiner=opened.refiner
+            )
             self._opened = self.setup
         return self._pipeline
 
@@ -78,8 +82,11 @@ class ResidentModel:
     def facts(self) -> dict[str, Any]:
         """The chosen model, and whether it is open."""
         opened = self._pipeline
-        where = {} if opened is None else {"provider": opened.components.provider.name, "memory": opened.components.plan}
-        return {"model": str(self.setup.folder), "open": opened is not None, **where}
+        if opened is None:
+            return {"model": str(self.setup.folder), "open": False}
+        components, safety = opened.components, safety_of(opened.components, checks=opened.safety)
+        where = {"provider": components.provider.name, "memory": components.plan}
+        return {"model": str(self.setup.folder), "open": True, **where, "safety": safety}
 
     def _watched(self, component: str) -> None:
         self.watch(component)
@@ -111,6 +118,7 @@ def _facts(bundle: Bundle, width: int, height: int) -> dict[str, Any]:
         "family": manifest.family,
         "task": family.task,
         "licence": manifest.source.licence,
+        "safety": safety_of(manifest.components, checks=True),
         "target": manifest.target,
         "bytes": sum(file.size for file in manifest.files.values()),
         "defaults": msgspec.to_builtins(manifest.defaults),

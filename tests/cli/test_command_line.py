@@ -233,6 +233,7 @@ def test_verify_accepts_the_shipped_bundle_and_inspect_names_its_licence() -> No
     assert facts["components"]["unet"]["precision"] == "int8"
     shown = run("inspect").stdout
     assert "licence: apache-2.0" in shown
+    assert "safety checker: none, so images are not checked" in shown
     assert len(shown.splitlines()) < 70
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
+from tests.support.guarded_bundles import guarded
 from tests.support.server_process import Server
 
 SECRET = "a very private prompt"
@@ -177,6 +180,27 @@ def test_prompts_stay_out_of_the_log_unless_asked(tmp_path: Path) -> None:
         assert "POST /sdapi/v1/txt2img 200" in log
         assert ("very%20private" in log or "very+private" in log) == told
         assert (SECRET in log) == told
+
+
+def test_models_tell_whether_images_are_checked_and_flagged_ones_are_blurred_if_asked(tmp_path: Path) -> None:
+    from diffusette.models.bundle import DEMO
+
+    checked = guarded(DEMO, tmp_path / "checked", threshold=-2.0)
+    with Server(tmp_path / "data", "--model", str(DEMO), "--model", str(checked), "--flagged", "blur") as server:
+        plain, other = server.client.get("/api/v1/models").json()["models"]
+        assert (plain["safety"], other["safety"]) == ("none", "on")
+        told = [line for line in server.log.read_text().splitlines() if "not checked" in line]
+        assert told == [f"images of {plain['id']} are not checked: it has no safety checker"]
+        body = {"model": other["id"], "request": {"prompt": "x", "steps": 1}}
+        job = server.ended(server.client.post("/api/v1/jobs", json=body).json()["job"]["id"])
+        (made,) = job["images"]
+        assert made["flagged"]
+        assert "so it is blurred" in " ".join(job["notes"])
+        with Image.open(io.BytesIO(server.client.get(f"/api/v1/images/{made['id']}/file").content)) as image:
+            assert max(high for _, high in image.convert("RGB").getextrema()) > 0
+    with Server(tmp_path / "other", "--model", str(checked), "--no-safety-filter") as server:
+        assert server.client.get("/api/v1/models").json()["models"][0]["safety"] == "off"
+        assert server.log.read_text().count("are not checked: its safety checker is turned off") == 1
 
 
 def test_two_models_take_turns_by_way_of_the_queue(tmp_path: Path) -> None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
 from . import console
 from .options import FILE, FOLDER, SAMPLER, GroupedCommand, as_json, option
 
-_WHAT, _HOW, _COMPARE, _OUT = "Models and requests", "Measuring", "Comparing", "Results"
+if TYPE_CHECKING:
+    from ..benchmarks.results import Report
+
+Advance = Callable[[str, float], None]
+
+
+class _Failing(Protocol):
+    def failure(self) -> str: ...
+
+
+Found = TypeVar("Found", bound=_Failing)
+_WHAT, _HOW, _GROUPS, _COMPARE, _OUT = "Models and requests", "Measuring", "Groups of prompts", "Comparing", "Results"
 
 
 @click.command(cls=GroupedCommand)
@@ -33,6 +45,8 @@ _WHAT, _HOW, _COMPARE, _OUT = "Models and requests", "Measuring", "Comparing", "
 @option("--repeats", type=int, default=5, show_default=True, group=_HOW, help="Requests that are counted.")
 @option("--cold", is_flag=True, group=_HOW, help="Also measure a start with the model's files dropped from the system's cache.")
 @option("--judge", type=int, default=0, group=_HOW, help="Let the judge rate N images of the demo model, up to 200.")
+@option("--spread", type=FILE, group=_GROUPS, help="Generate the prompts of this file, and compare its groups of prompts instead of times.")
+@option("--seeds", type=int, default=4, show_default=True, group=_GROUPS, help="Seeds of each prompt of --spread, from --seed on.")
 @option("--advise", is_flag=True, group=_HOW, help="Find the fastest settings for this machine, and keep them for auto.")
 @option("--forget", is_flag=True, group=_HOW, help="Forget what --advise kept.")
 @option("--versus", type=FOLDER, group=_COMPARE, help="Compare each model with this bundle, in alternating requests.")
@@ -61,18 +75,21 @@ def bench(
     plot: Path | None,
     against: str | None,
     speed: str,
+    spread: Path | None,
+    seeds: int,
     advise: bool,
     forget: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Measure time, memory and fidelity.
+    """Measure time, memory and fidelity; with --spread, how evenly a model does by groups of prompts.
 
     Options that take one or more values separate them with commas; every combination is measured.
     """
     from ..benchmarks import runner, settings
+    from ..benchmarks import spread as spreading
     from ..benchmarks import tune as advising
-    from ..benchmarks.reporting import formats
+    from ..benchmarks.reporting import formats, spread_formats
 
     if forget:
         from ..runtime.engine.tuned_settings import forget as forget_advice
@@ -91,21 +108,59 @@ def bench(
         speeds=settings.names(speed),
         **asked,
     )
-    write = formats.keeper({"json": output, "csv": csv, "markdown": markdown, "plot": plot})
-    kept: list[Any] = []
+    files = {"json": output, "csv": csv, "markdown": markdown, "plot": plot}
+    printed = "json" if as_json else "text"
+    if spread is not None:
+        _check_spread(asked, {"sheet": sheet, "against": against, "advise": advise})
+        file = spread
+        _measure(lambda advance, keep: spreading.run(plan, file, seeds, advance, keep), spread_formats.FORMS, printed, files)
+        return
 
-    def keep(found: Any) -> None:
+    def run(advance: Advance, keep: Callable[[Report], None]) -> object:
+        return advising.run(plan, advance, keep) if advise else runner.run(plan, advance, keep, sheet)
+
+    _measure(run, formats.FORMS, printed, files)
+
+
+def _check_spread(asked: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Refuse options that --spread has no use for.
+
+    Raises:
+        click.UsageError: one of them is given.
+    """
+    used = {**others, **{name: asked[name] for name in ("cold", "judge", "versus", "reference")}}
+    given = ", ".join(f"--{name}" for name, value in used.items() if value)
+    if given:
+        raise click.UsageError(
+            f"--spread cannot be combined with {given}: leave one of them out; several --model are compared by themselves"
+        )
+
+
+def _measure(
+    run: Callable[[Advance, Callable[[Found], None]], object],
+    forms: Mapping[str, Callable[[Found], str]],
+    printed: str,
+    files: Mapping[str, Path | None],
+) -> None:
+    """Run, write what is found into `files`, and print it in the form `printed`, what was found before an interruption too.
+
+    Raises:
+        click.ClickException: nothing could be measured or compared.
+    """
+    from ..benchmarks.reporting import formats
+
+    write = formats.keeper(files, forms)
+    kept: list[Found] = []
+
+    def keep(found: Found) -> None:
         kept[:] = [found]
         write(found)
 
     try:
         with console.progress() as advance:
-            if advise:
-                advising.run(plan, advance, keep)
-            else:
-                runner.run(plan, advance, keep, sheet)
+            run(advance, keep)
     finally:
         if kept:
-            console.write((formats.as_json if as_json else formats.text)(kept[0]).rstrip("\n"))
-    if kept[0].failure():
-        raise click.ClickException(kept[0].failure())
+            console.write(forms[printed](kept[0]).rstrip("\n"))
+    if failure := kept[0].failure():
+        raise click.ClickException(failure)

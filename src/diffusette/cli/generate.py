@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,10 @@ import click
 
 from . import console
 from .marking import mark_options
-from .options import FILE, FOLDER, MEMORY, PROVIDER, GroupedCommand, as_json, option, request_options
+from .options import FILE, FOLDER, MEMORY, PROVIDER, GroupedCommand, as_json, flagged_option, option, request_options
 
 if TYPE_CHECKING:
+    from ..runtime.images.safety_checker import Hiding
     from ..runtime.provenance.marks import Marks
 
 _MODEL, _FILES, _CHECKS = "Model and machine", "Files", "Safety and marks"
@@ -39,6 +41,7 @@ _MODEL, _FILES, _CHECKS = "Model and machine", "Files", "Safety and marks"
 @option("-o", "--output", type=FILE, group=_FILES, help="PNG, JPEG or WebP file. With --count, the seed goes before the ending.")
 @option("--from", "source", type=FILE, group=_FILES, help="Reproduce an image made by diffusette; other options override its settings.")
 @option("--no-safety-filter", is_flag=True, group=_CHECKS, help="Turn off the model's safety checker; the result says so.")
+@flagged_option(_CHECKS)
 @option("--no-metadata", is_flag=True, group=_CHECKS, help="Leave prompt and settings out of the file; the AI mark stays.")
 @option("--no-ai-mark", is_flag=True, group=_CHECKS, help="Leave out the mark that says that AI made the image.")
 @mark_options(_CHECKS)
@@ -54,6 +57,7 @@ def generate(
     threads: int,
     no_cache: bool,
     no_safety_filter: bool,
+    flagged: Hiding,
     no_metadata: bool,
     no_ai_mark: bool,
     marks: Marks,
@@ -89,7 +93,7 @@ def generate(
         memory = original.get("memory", memory)
     files: list[str] = []
     seeds: list[int] = []
-    flagged: list[int] = []
+    hidden: list[int] = []
     with console.progress() as advance:
         advance("opening the model", 0.0)
 
@@ -99,12 +103,13 @@ def generate(
                 writer.write(event, path, metadata=not no_metadata, ai=not no_ai_mark, parent=parent)
                 files.append(str(path))
                 seeds.append(event.seed)
-                flagged.extend([event.seed] if event.flagged else [])
+                hidden.extend([event.seed] if event.flagged else [])
             elif isinstance(event, pipeline.Step):
                 advance(f"image {event.picture + 1} of {request.count}", event.done)
 
         cache = None if no_cache else "auto"
-        with pipeline.load(model, provider, memory, threads=threads, cache=cache, safety=not no_safety_filter, refiner=refiner) as opened:
+        load = partial(pipeline.load, safety=not no_safety_filter, flagged=flagged, refiner=refiner)
+        with load(model, provider, memory, threads=threads, cache=cache) as opened:
             refining = None if opened.refiner is None else opened.refiner.manifest
             writer.check_size(lambda: opened.size_of(request))
             result = console.interruptible(lambda: opened.watch(request, seen, keep=False), opened.cancel)
@@ -121,7 +126,7 @@ def generate(
                 "provider": result.provider,
                 "memory": result.plan,
                 "safety": result.safety,
-                "flagged": flagged,
+                "flagged": hidden,
                 "signed": writer.signs,
                 "watermark": writer.watermark,
                 "timings": result.timings,

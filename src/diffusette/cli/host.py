@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from .marking import mark_options
-from .options import FOLDER, MEMORY, PROVIDER
+from .options import FOLDER, MEMORY, PROVIDER, flagged_option
 
 if TYPE_CHECKING:
+    from ..runtime.images.safety_checker import Hiding
     from ..runtime.provenance.marks import Marks
 
 
@@ -24,9 +25,17 @@ if TYPE_CHECKING:
 @click.option("--provider", default="auto", show_default=True, type=PROVIDER, help="cpu, cuda, directml, openvino, webgpu or auto.")
 @click.option("--memory", default="auto", show_default=True, type=MEMORY, help="Memory plan.")
 @click.option("--threads", type=int, default=0, help="Threads inside an operator.  [default: one per core]")
+@flagged_option("")
 @mark_options("Marks")
 def host(
-    data: Path | None, allowed: tuple[Path, ...], models: tuple[Path, ...], provider: str, memory: str, threads: int, marks: Marks
+    data: Path | None,
+    allowed: tuple[Path, ...],
+    models: tuple[Path, ...],
+    provider: str,
+    memory: str,
+    threads: int,
+    flagged: Hiding,
+    marks: Marks,
 ) -> None:
     """Serve an application that starts this process: JSON lines on stdin and stdout, no port.
 
@@ -40,7 +49,9 @@ def host(
         data.mkdir(parents=True, exist_ok=True)
         data = data.resolve()
     chosen = {"models": tuple(model.resolve() for model in models)} if models else {}
-    settings = host_protocol.Settings(data, allowed, provider=provider, memory=memory, threads=threads, marks=marks, **chosen)
+    settings = host_protocol.Settings(
+        data, allowed, provider=provider, memory=memory, threads=threads, flagged=flagged, marks=marks, **chosen
+    )
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, whatever thread waits for what
     host_protocol.run(settings, sys.stdin.buffer, stdout)
     sys.stderr.flush()

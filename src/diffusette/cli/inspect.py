@@ -23,6 +23,7 @@ def inspect(folder: Path | None, as_json: bool) -> None:
     --json prints the whole manifest, with the shapes of all tensors and the hash of every file.
     """
     from ..models.licences import restricted
+    from ..runtime.images.safety_checker import COMPONENT as CHECKER
 
     bundle = _open(folder)
     facts = console.plain(bundle.manifest)
@@ -32,6 +33,7 @@ def inspect(folder: Path | None, as_json: bool) -> None:
     facts["components"] = {name: _component(one) for name, one in facts["components"].items()}
     facts["files"] = f"{len(facts['files'])}; diffusette verify checks them"
     del facts["preview"]
+    facts["safety checker"] = "checks every image" if CHECKER in bundle.manifest.components else "none, so images are not checked"
     if licence := restricted(bundle.manifest.source.licence):
         facts["restrictions of use"] = f"{licence.title} restricts what this model and every model made from it may be used for" + (
             f"; see CHANGES.md in {bundle.folder}" if "CHANGES.md" in bundle.manifest.files else f": {licence.text}"

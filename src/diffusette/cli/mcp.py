@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from .marking import mark_options
-from .options import FOLDER, MEMORY, PROVIDER
+from .options import FOLDER, MEMORY, PROVIDER, flagged_option
 
 if TYPE_CHECKING:
+    from ..runtime.images.safety_checker import Hiding
     from ..runtime.provenance.marks import Marks
 
 
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 @click.option("--provider", default="auto", show_default=True, type=PROVIDER, help="cpu, cuda, directml, openvino, webgpu or auto.")
 @click.option("--memory", default="auto", show_default=True, type=MEMORY, help="Memory plan.")
 @click.option("--threads", type=int, default=0, help="Threads inside an operator.  [default: one per core]")
+@flagged_option("")
 @mark_options("Marks")
-def mcp(data: Path, allowed: tuple[Path, ...], models: tuple[Path, ...], provider: str, memory: str, threads: int, marks: Marks) -> None:
+def mcp(
+    data: Path, allowed: tuple[Path, ...], models: tuple[Path, ...], provider: str, memory: str, threads: int, flagged: Hiding, marks: Marks
+) -> None:
     """Serve an MCP client that starts this process: tools to generate and edit images.
 
     Needs the extra mcp: pip install "diffusette[cpu,mcp]". docs/mcp.md shows how clients are configured.
@@ -37,7 +41,9 @@ def mcp(data: Path, allowed: tuple[Path, ...], models: tuple[Path, ...], provide
 
     data.mkdir(parents=True, exist_ok=True)
     chosen = {"models": tuple(model.resolve() for model in models)} if models else {}
-    settings = mcp_server.Settings(data.resolve(), allowed, provider=provider, memory=memory, threads=threads, marks=marks, **chosen)
+    settings = mcp_server.Settings(
+        data.resolve(), allowed, provider=provider, memory=memory, threads=threads, flagged=flagged, marks=marks, **chosen
+    )
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, whatever thread waits for what
     mcp_server.run(settings)
     sys.stderr.flush()

@@ -139,6 +139,12 @@ def request_options(group: str, *names: str) -> Callable[[Command], Command]:
     return add
 
 
+def flagged_option(group: str) -> Callable[[Command], Command]:
+    """The option `--flagged` under the heading `group`."""
+    text = "An image that the safety checker flags is made black, or blurred beyond recognition."
+    return option("--flagged", type=click.Choice(["black", "blur"]), default="black", show_default=True, group=group, help=text)
+
+
 def _shown(default: Any) -> str:
     """A default for `--help`; empty for nothing and for flags."""
     if default in (None, (), "", False):

@@ -12,9 +12,10 @@ import click
 from ..models.errors import ProviderError
 from . import console
 from .marking import mark_options
-from .options import FOLDER, MEMORY, PROVIDER, GroupedCommand, as_json, option
+from .options import FOLDER, MEMORY, PROVIDER, GroupedCommand, as_json, flagged_option, option
 
 if TYPE_CHECKING:
+    from ..runtime.images.safety_checker import Hiding
     from ..runtime.provenance.marks import Marks
 
 _MODELS, _NETWORK, _MACHINE, _MARKS, _LOG = "Models", "Network", "Machine", "Marks", "Log"
@@ -38,6 +39,7 @@ _MODELS, _NETWORK, _MACHINE, _MARKS, _LOG = "Models", "Network", "Machine", "Mar
 @option("--threads", type=click.IntRange(0, 1024), default=0, group=_MACHINE, help="Threads inside an operator.  [default: all cores]")
 @option("--queue", type=click.IntRange(1, 100_000), default=200, show_default=True, group=_MACHINE, help="Jobs that may wait.")
 @option("--no-safety-filter", is_flag=True, group=_MACHINE, help="Turn off the models' safety checkers.")
+@flagged_option(_MACHINE)
 @mark_options(_MARKS)
 @option("--quiet", is_flag=True, group=_LOG, help="No access log on stderr.")
 @option("--log-prompts", is_flag=True, group=_LOG, help="Let the log show prompts.")
@@ -58,6 +60,7 @@ def serve(
     threads: int,
     queue: int,
     no_safety_filter: bool,
+    flagged: Hiding,
     quiet: bool,
     log_prompts: bool,
     marks: Marks,
@@ -101,7 +104,7 @@ def serve(
         browser=not no_browser,
         access_log=not quiet,
         log_prompts=log_prompts,
-        machine=Machine(provider, memory, threads, safety=not no_safety_filter),
+        machine=Machine(provider, memory, threads, safety=not no_safety_filter, flagged=flagged),
         marks=marks,
         limits=Limits(queue=queue),
     )

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from diffusette.benchmarks import full, smoke
+from diffusette.benchmarks.quality.grouped_prompts import read
 from diffusette.benchmarks.reporting import readme_tables
 from diffusette.benchmarks.results import Report
 
@@ -31,7 +32,7 @@ def test_the_machine_table_has_a_row_for_each_measurement_of_our_engine_and_no_o
         assert f"| {row.latency.p50:.3g} |" in line
 
 
-@pytest.mark.parametrize("name", readme_tables.FIGURES)
+@pytest.mark.parametrize("name", [*readme_tables.FIGURES, readme_tables.SPREAD_FIGURE])
 def test_every_committed_plot_is_drawn_from_the_committed_results(name: str) -> None:
     assert (readme_tables.DOCS / name).read_text("utf-8") == readme_tables.figure(name)
 
@@ -42,6 +43,13 @@ def test_committed_results_are_complete_and_say_on_what_they_were_measured() -> 
         assert found.complete or path.name == full.FILE, path  # hours, in parts: its table says what is missing
         assert found.machine.processor, path
         assert "/work" not in path.read_text(), path
+
+
+def test_the_committed_results_by_group_are_of_every_prompt_and_name_no_folder_of_a_machine() -> None:
+    found = readme_tables.spread_report()
+    assert found.complete
+    assert found.prompts == len(read(ROOT / "benchmarks/quality/demo_spread.jsonl"))
+    assert {one.folder for one in found.measured} == {"models/demo/bundle"}
 
 
 @pytest.mark.alone

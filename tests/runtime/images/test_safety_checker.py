@@ -19,14 +19,15 @@ from transformers import CLIPConfig, CLIPImageProcessorPil
 from diffusette.cli import inputs
 from diffusette.models import manifest as manifests
 from diffusette.models.bundle import read_manifest
-from diffusette.models.errors import BundleError, NumericalError
+from diffusette.models.errors import BundleError, NumericalError, RequestError
 from diffusette.models.formats import onnx_reader
 from diffusette.models.formats.safetensors_file import save_weights
-from diffusette.models.manifest import Component, Tensor
+from diffusette.models.manifest import Component
 from diffusette.runtime import pipeline
 from diffusette.runtime.images import safety_checker
 from diffusette.runtime.metadata import image_files
 from tests.support import small_graphs
+from tests.support.guarded_bundles import add, guarded
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 SIZE, WIDTH = 32, 16
@@ -122,13 +123,6 @@ def test_damaged_concepts_are_refused(tmp_path: Path, metadata: dict[str, str], 
         safety_checker.read_concepts(tmp_path / "c.safetensors")
 
 
-def checker_graph() -> onnx.ModelProto:
-    """clip_input → image_embeds (batch, 3): the mean of each colour."""
-    node = helper.make_node("ReduceMean", ["clip_input", "axes"], ["image_embeds"], keepdims=0)
-    inputs, outputs = {"clip_input": (TensorProto.FLOAT, ["batch_size", 3, 8, 8])}, {"image_embeds": (TensorProto.FLOAT, ["batch_size", 3])}
-    return small_graphs.model([node], inputs, outputs, {"axes": np.array([2, 3])})
-
-
 def older_checker(threshold: float) -> onnx.ModelProto:
     """clip_input, images → has_nsfw_concepts: whether the two together are brighter than `threshold`."""
     nodes = [
@@ -142,38 +136,6 @@ def older_checker(threshold: float) -> onnx.ModelProto:
     return small_graphs.model(nodes, inputs, {"has_nsfw_concepts": (TensorProto.BOOL, ["n"])}, weights)
 
 
-def guarded(bundle: Path, folder: Path, threshold: float) -> Path:
-    """A copy of `bundle` with a checker for brightness: one concept, "white"."""
-    shutil.copytree(bundle, folder)
-    small_graphs.save(checker_graph(), folder / "safety_checker/model.onnx")
-    arrays = {
-        "concept_embeds": np.ones((1, 3), np.float32),
-        "concept_embeds_weights": np.full(1, threshold, np.float32),
-        "special_care_embeds": np.ones((1, 3), np.float32),
-        "special_care_embeds_weights": np.full(1, 2, np.float32),
-    }
-    said = {"size": "8", "mean": "[0, 0, 0]", "std": "[1, 1, 1]"}
-    save_weights(folder / "safety_checker/concepts.safetensors", arrays, said)
-    component = Component(
-        "safety_checker/model.onnx",
-        "fp32",
-        {"clip_input": Tensor("float32", ("batch_size", 3, 8, 8))},
-        {"image_embeds": Tensor("float32", ("batch_size", 3))},
-    )
-    add(folder, component, [folder / "safety_checker/model.onnx", folder / "safety_checker/concepts.safetensors"])
-    return folder
-
-
-def add(folder: Path, component: Component, paths: list[Path]) -> None:
-    """Add a safety checker to the manifest of the bundle in `folder`."""
-    manifest = read_manifest(folder)
-    listed = {path.relative_to(folder).as_posix(): manifests.File(path.stat().st_size, "0" * 64) for path in paths}
-    changed = msgspec.structs.replace(
-        manifest, components=manifest.components | {"safety_checker": component}, files=manifest.files | listed
-    )
-    (folder / manifests.FILE_NAME).write_bytes(manifests.encode(changed))
-
-
 @pytest.mark.parametrize("plan", ["resident", "sequential"])
 def test_a_flagged_image_is_black_and_marked_everywhere(sd1_bundle: Path, tmp_path: Path, plan: str) -> None:
     with pipeline.load(guarded(sd1_bundle, tmp_path / "bundle", threshold=-2.0), memory=plan) as opened:
@@ -184,6 +146,33 @@ def test_a_flagged_image_is_black_and_marked_everywhere(sd1_bundle: Path, tmp_pa
         assert not np.asarray(image).any()
         assert picture.record.extra["safety"] == "flagged"
         assert any(note.startswith(f"seed {picture.seed}: the safety checker flagged the image") for note in result.notes)
+
+
+def test_a_flagged_image_is_blurred_if_asked(sd1_bundle: Path, tmp_path: Path) -> None:
+    with pipeline.load(guarded(sd1_bundle, tmp_path / "bundle", threshold=-2.0), flagged="blur") as opened:
+        result = opened.generate("a red apple", seed=3, steps=2)
+    with pipeline.load(sd1_bundle) as opened:
+        unchecked = opened.generate("a red apple", seed=3, steps=2)
+    assert result.pictures[0].flagged
+    assert any("the safety checker flagged the image, so it is blurred" in note for note in result.notes)
+    assert np.array_equal(np.asarray(result.images[0]), np.asarray(safety_checker.hidden(unchecked.images[0], "blur")))
+    with pytest.raises(RequestError, match="flagged 'pink' is not known: choose one of black, blur"):
+        pipeline.load(sd1_bundle, flagged="pink")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (768, 384), (64, 128), (16, 16)])
+def test_nothing_but_the_mean_of_each_area_is_left_of_a_blurred_image(width: int, height: int) -> None:
+    side = max(8, max(width, height) // 8)
+    draw = np.random.default_rng(1).integers
+    means = draw(60, 190, (height // side, width // side, 3)).repeat(side, 0).repeat(side, 1)
+    half = draw(-60, 60, (height, width // side, side // 2, 3))
+    detailed = means + np.concatenate([half, -half], 2).reshape(height, width, 3)
+    blurred, expected = (
+        np.asarray(safety_checker.hidden(Image.fromarray(pixels.astype(np.uint8)), "blur")) for pixels in (detailed, means)
+    )
+    assert np.abs(detailed - means).max() > 50
+    assert blurred.shape == (height, width, 3)
+    assert np.array_equal(blurred, expected)
 
 
 def test_an_image_that_passes_equals_that_of_a_bundle_without_a_checker(sd1_bundle: Path, tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ def open_equipped(visiting: Visiting, equipped: Server) -> Iterator[Open]:
         yield opened
 
 
+def test_the_bar_says_that_a_model_has_no_safety_checker(open_equipped: Open) -> None:
+    page = open_equipped()
+    expect(page.locator(".model-about")).to_contain_text("apache-2.0 · no safety checker")
+
+
 def test_a_lora_is_chosen_weighed_and_taken_off_again(open_equipped: Open) -> None:
     page = open_equipped()
     draw(page, "fox", FIXED)

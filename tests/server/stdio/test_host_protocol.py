@@ -26,6 +26,7 @@ from diffusette.models.formats.safetensors_file import open_weights, save_weight
 from diffusette.server.stdio.error_codes import CODES
 from diffusette.server.stdio.json_lines import MAX_LINE
 from diffusette.server.stdio.local_worker import MAX_JOBS
+from tests.support.guarded_bundles import guarded
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-m", "diffusette"]
@@ -132,6 +133,27 @@ def test_an_image_has_the_bytes_that_the_command_line_writes_and_is_the_only_fil
         (image,) = of_type(host.last(2), "image")
         assert base64.b64decode(image["base64"]) == path.read_bytes()
         assert len(list((tmp_path / "data").iterdir())) == 1
+
+
+def test_models_tell_whether_images_are_checked_and_flagged_ones_are_black_or_blurred(tmp_path: Path) -> None:
+    checked = guarded(DEMO, tmp_path / "checked", threshold=-2.0)
+    with started("--model", DEMO, "--model", checked, "--flagged", "blur") as host:
+        assert [model["safety"] for model in host.ready["models"]] == ["none", "on"]
+        assert host.ask(id="a", type="open")["safety"] == "none"
+        brightest: list[int] = []
+        for number, how in enumerate((None, "black")):
+            opened = host.ask(id=f"open {number}", type="open", model=str(checked), **({"flagged": how} if how else {}))
+            assert opened["safety"] == "on"
+            host.send(id=number, type="generate", request={**FOX, "steps": 1})
+            (image,) = of_type(messages := host.last(number), "image")
+            assert (image["flagged"], messages[-1]["flagged"]) == (True, [0])
+            with Image.open(io.BytesIO(base64.b64decode(image["base64"]))) as drawn:
+                brightest.append(int(np.asarray(drawn.convert("RGB")).max()))
+        assert brightest[0] > 0
+        assert brightest[1] == 0
+        refused = host.ask(id="c", type="open", model=str(checked), flagged="pink")
+        assert (refused["type"], refused["code"], refused["field"]) == ("error", "invalid_request", "flagged")
+        assert host.ask(id="d", type="open", model=str(checked), safety=False)["safety"] == "off"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other places for a user's files")

@@ -129,6 +129,7 @@ def test_the_tools_say_what_they_take_and_wrong_arguments_are_answered(tmp_path:
         assert all("description" in one for one in tools["generate_image"].input_schema["properties"].values())
         models = await client.call_tool("list_models", {})
         assert models.content[0].text.startswith("demo: diffusette-demo, text to image")
+        assert models.content[0].text.endswith("no safety checker")
         assert models.structured_content["models"][0]["memory"]["auto"] == "resident"
         for arguments, said in (
             ({"prompt": "a", "width": 100}, "multiple of 8"),
