@@ -39,6 +39,8 @@ class Queue:
         self._limits = limits
         self._changed = threading.Condition(threading.RLock())
         self._waiting = Order()
+        self._saving: list[Entry] = []
+        """Entries that no longer run, whose last image is on its way to the disk."""
 
     def restore(self, entries: list[Entry]) -> None:
         """Take up the jobs of an earlier run.
@@ -100,7 +102,7 @@ class Queue:
                 return self.job(identifier)
             if entry is self.running:
                 self._stop(entry)
-            else:
+            elif entry not in self._saving:
                 self._waiting.remove(entry)
                 self._end([entry], "cancelled")
                 self._tell_order()
@@ -171,9 +173,9 @@ class Queue:
         return found
 
     def current(self) -> list[Job]:
-        """The running job and those that wait, in their order."""
+        """The jobs that run or are being saved, and those that wait, in their order."""
         with self._changed:
-            return [*([self.running.job] if self.running else []), *self._shown_waiting()]
+            return [*(entry.job for entry in self._begun()), *self._shown_waiting()]
 
     def load(self) -> tuple[Entry | None, int]:
         """The running entry, and how many jobs wait."""
@@ -225,10 +227,19 @@ class Queue:
         self._events.publish("image", {"job": entry.job.id, "image": image})
         self.watchers.wake(entry.job.id)
 
-    def finish(self, entry: Entry, status: Status, error: Failure | None = None) -> None:
-        """End the running job."""
+    def save(self, entry: Entry) -> None:
+        """Make room for the next job: of the running one only the last image is still to be written."""
         with self._changed:
             self.running = None
+            self._saving.append(entry)
+
+    def finish(self, entry: Entry, status: Status, error: Failure | None = None) -> None:
+        """End a job that runs or is being saved."""
+        with self._changed:
+            if entry is self.running:
+                self.running = None
+            else:
+                self._saving.remove(entry)
             self._end([entry], status, error)
 
     def put_back(self, entry: Entry) -> None:
@@ -264,10 +275,12 @@ class Queue:
             self._events.publish("job", {"job": entry.job})
             self.watchers.wake(entry.job.id)
 
+    def _begun(self) -> list[Entry]:
+        return [*self._saving, *([self.running] if self.running else [])]
+
     def _find(self, identifier: str) -> Entry | None:
-        if self.running is not None and self.running.job.id == identifier:
-            return self.running
-        return self._waiting.find(identifier)
+        begun = next((entry for entry in self._begun() if entry.job.id == identifier), None)
+        return begun or self._waiting.find(identifier)
 
     def _waiting_entry(self, identifier: str) -> Entry:
         entry = self._waiting.find(identifier)

@@ -53,7 +53,7 @@ class Worker:
         """Held while a call is stopped, and while one job or image gives way to the next, so that no other one is stopped."""
         self._thread = threading.Thread(target=self._loop, name="diffusette-worker", daemon=True)
         self._saver = ThreadPoolExecutor(1, "diffusette-saver")
-        """Writes an image while the next one is generated: waiting for the disk costs nothing."""
+        """Writes an image while the next one is generated, of the same job or of the next: waiting for the disk costs nothing."""
         self._interrupted = threading.Event()
         self._interrupter = threading.Thread(target=self._insist, name="diffusette-interrupter", daemon=True)
         queue.interrupt = self._interrupted.set
@@ -84,16 +84,18 @@ class Worker:
         while (entry := self._queue.take()) is not None:
             started = time.perf_counter()
             try:
-                self._run(entry)
+                saving = self._run(entry)
             except Cancelled:
                 self._stopped(entry)
             except Exception as error:  # noqa: BLE001  # the worker outlives every job
-                refused = self._catalog.refusal_of(error)
-                if refused.code == "internal":
-                    say(traceback.format_exc())
-                self._finish(entry, "failed", Failure(refused.code, refused.message, refused.field))
+                self._failed(entry, error)
             else:
-                self._finish(entry, "done")
+                if saving is None:
+                    self._finish(entry, "done")
+                else:
+                    with self._turn:
+                        self._queue.save(entry)
+                    self._saver.submit(self._saved, entry, saving)
             self.busy_seconds += time.perf_counter() - started
 
     def _stopped(self, entry: Entry) -> None:
@@ -102,6 +104,25 @@ class Worker:
                 self._queue.put_back(entry)
         else:
             self._finish(entry, "cancelled")
+
+    def _saved(self, entry: Entry, saving: Future[None]) -> None:
+        """End a job whose last image has been written, or not, by now; runs after that in the same thread."""
+        error = saving.exception()
+        if isinstance(error, Exception):
+            self._failed(entry, error)
+            return
+        self._tell_notes(entry)
+        self._finish(entry, "done")
+
+    def _tell_notes(self, entry: Entry) -> None:
+        for note in self._gallery.writer.notes:
+            self._queue.note(entry, self._catalog.hide(note))
+
+    def _failed(self, entry: Entry, error: Exception) -> None:
+        refused = self._catalog.refusal_of(error)
+        if refused.code == "internal":
+            say("".join(traceback.format_exception(error)))
+        self._finish(entry, "failed", Failure(refused.code, refused.message, refused.field))
 
     def _finish(self, entry: Entry, status: Status, error: Failure | None = None) -> None:
         with self._turn:
@@ -132,19 +153,20 @@ class Worker:
 
     # One job
 
-    def _run(self, entry: Entry) -> None:
+    def _run(self, entry: Entry) -> Future[None] | None:
+        """Run a job; returns its last image on its way to the disk, if it has one."""
         self._check(entry)
         offer = self._catalog.find(entry.job.model)
         if self.resident != offer.id:
             self._queue.progress(entry, Progress("opening", 0, entry.options.count, 0, 0, 0.0, None))
         pipeline = self.model.open(offer, lambda: self._check(entry))
         if entry.job.kind == "open":
-            return
+            return None
         images = self._images(entry)
         request = request_of(entry.job.request | dict.fromkeys(IMAGES), images, self._catalog)
         first = 1 + max((self._gallery.stored(image.id).number for image in entry.job.images), default=-1)
         if first >= entry.options.count:
-            return
+            return None
         resolved = resolve(rest_of(request, entry.options, 0), offer.manifest)
         self._gallery.writer.check_size(lambda: resolved.size)
         shown = {name: value for name, value in entry.job.request.items() if name not in IMAGES}
@@ -168,9 +190,8 @@ class Worker:
                     entry.skipped.clear()
                 self._queue.note(entry, f"image {run.next + 1} was skipped")
                 run.next += 1
-        for note in self._gallery.writer.notes:
-            self._queue.note(entry, self._catalog.hide(note))
         self._queue.update(entry, resolved={**decided(resolved), **self.model.facts()})
+        return run.saving
 
     def _images_of(self, run: _Run, pipeline: Pipeline, resolved: ResolvedRequest) -> None:
         """The images of a job from `run.next` on."""
@@ -184,7 +205,6 @@ class Worker:
             with suppress(Refused):  # the disk is full: what stopped the images counts
                 run.settle()
             raise
-        run.settle()
 
     def _runs(self, run: _Run, phase: Phase) -> None:
         """A component runs next, in that phase."""
