@@ -150,7 +150,7 @@ def test_control_flow_is_refused_before_a_session_is_made(tmp_path: Path, operat
 
 
 def test_more_nodes_than_any_model_has_are_refused(tmp_path: Path) -> None:
-    nodes = b"".join([encode_field(1, encode_field(4, b"Neg"))] * (onnx_reader.MAX_NODES + 1))
+    nodes = b"".join([encode_field(1, encode_field(4, b"Neg"))] * (onnx_reader.MAX_ENTRIES + 1))
     (tmp_path / "model.onnx").write_bytes(b"\x08\x09" + encode_field(8, b"\x10\x12") + encode_field(7, nodes))
     with pytest.raises(BundleError, match="more than 200,000 nodes"):
         onnx_reader.read(tmp_path / "model.onnx")
@@ -222,6 +222,15 @@ def test_impossible_tensors_are_refused(tmp_path: Path) -> None:
             entry.value = change.get(entry.key, entry.value)
         (tmp_path / "bad.onnx").write_bytes(proto.SerializeToString())
         with pytest.raises(BundleError, match=said):
+            onnx_reader.read(tmp_path / "bad.onnx")
+
+
+def test_a_tensor_whose_bytes_are_not_as_many_as_its_shape_says_is_refused(tmp_path: Path) -> None:
+    proto = onnx.load(small_graphs.linear(tmp_path / "model.onnx"))
+    for size in (0, 4, 28, 36):
+        proto.graph.initializer[1].raw_data = bytes(size)
+        (tmp_path / "bad.onnx").write_bytes(proto.SerializeToString())
+        with pytest.raises(BundleError, match=f"'b' of shape .8. needs 32 bytes, but has {size}"):
             onnx_reader.read(tmp_path / "bad.onnx")
 
 
