@@ -1,4 +1,4 @@
-# What people do here: demo, test, lint, test-full, field, fuzz, test-server-load, soak, screenshots, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
+# What people do here: demo, test, lint, test-full, field, fuzz, test-server-load, soak, screenshots, sbom, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --no-compile
@@ -9,7 +9,7 @@ FILES := .venv/files-$(shell git ls-files -co --exclude-standard src runtime exp
 # Usage: make fuzz SECONDS=600
 SECONDS ?= 1800
 
-.PHONY: demo test test-full field fuzz test-server-load soak screenshots lint types docs watermark interop bench bench-smoke bench-full demo-model clean
+.PHONY: demo test test-full field fuzz test-server-load soak screenshots sbom lint types docs watermark interop bench bench-smoke bench-full demo-model clean
 
 demo: .venv/demo.done  ## draw demo.png with the model that ships inside
 	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
@@ -44,6 +44,9 @@ interop: .venv/dev.done build/interop/env.done  ## with optimum-onnx, diffusers 
 	$(BIN)/python tests/interop/ours.py export build/interop/work
 	build/interop/env/bin/python tests/interop/theirs.py draw build/interop/work
 	$(BIN)/python tests/interop/ours.py compare build/interop/work
+
+sbom: .venv/dev.done  ## the packages that an installation from the wheel runs, as CycloneDX 1.6: build/sbom.cdx.json
+	$(BIN)/python -m tests.support.sbom build/sbom.cdx.json
 
 lint: .venv/dev.done  ## style, types
 	$(BIN)/ruff check .

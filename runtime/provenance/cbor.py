@@ -22,25 +22,33 @@ def is_well_formed(data: bytes) -> bool:
             return True
         if at >= len(data) or len(waiting) > MAX_DEPTH:
             return False
-        head, at = data[at], at + 1
-        if head == _BREAK and waiting[-1] == _UNTIL_BREAK:
+        if data[at] == _BREAK and waiting[-1] == _UNTIL_BREAK:
             waiting.pop()
+            at += 1
             continue
         if waiting[-1] != _UNTIL_BREAK:
             waiting[-1] -= 1
-        major, low = head >> 5, head & 31
-        if low == _ENDLESS and major in {_BYTES, _TEXT, _ARRAY, _MAP}:
-            waiting.append(_UNTIL_BREAK)
-            continue
-        wide = 0 if low < 24 else 1 << (low - 24)
-        if low > 27 or at + wide > len(data):
+        major, value, at = _head(data, at)
+        if value > len(data) - at:
             return False
-        value, at = (int.from_bytes(data[at : at + wide], "big") if wide else low), at + wide
-        needed = value if major in {_BYTES, _TEXT, _ARRAY} else 2 * value if major == _MAP else 0
-        if needed > len(data) - at:
-            return False
-        if major in {_BYTES, _TEXT}:
+        if major in {_BYTES, _TEXT} and value != _UNTIL_BREAK:
             at += value
-        elif major in {_ARRAY, _MAP, _TAG}:
-            waiting.append(1 if major == _TAG else needed)
+        else:
+            waiting.append(value)
     return False
+
+
+def _head(data: bytes, at: int) -> tuple[int, int, int]:
+    """Read the head of an item: its major type, the bytes or items that follow, and where they begin. What cannot be read needs more
+    than there is.
+    """
+    major, low = data[at] >> 5, data[at] & 31
+    if low == _ENDLESS and major in {_BYTES, _TEXT, _ARRAY, _MAP}:
+        return major, _UNTIL_BREAK, at + 1
+    wide = 0 if low < 24 else 1 << (low - 24)
+    after = at + 1 + wide
+    if low > 27 or after > len(data):
+        return major, len(data) + 1, at
+    value = int.from_bytes(data[at + 1 : after], "big") if wide else low
+    follow = {_BYTES: value, _TEXT: value, _ARRAY: value, _MAP: 2 * value, _TAG: 1}
+    return major, follow.get(major, 0), after

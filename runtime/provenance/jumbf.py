@@ -61,7 +61,8 @@ def _of_webp(data: bytes) -> list[bytes]:
 
 def _of_jpeg(data: bytes) -> list[bytes]:
     """The APP11 segments before the first scan: marker, length, "JP", instance, sequence number, then a part of a box of JUMBF. Each
-    part after the first repeats the head of the box."""
+    part after the first repeats the head of the box.
+    """
     at, found = 2, dict[bytes, list[bytes]]()
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _SCAN:
         length = int.from_bytes(data[at + 2 : at + 4], "big")
