@@ -15,8 +15,8 @@ from typing import NamedTuple
 from .targets import MAX_INPUT, TARGETS
 
 ROOT = Path(__file__).parents[2]
-MAX_MEMORY = 2048
-"""MB of the whole process, of which NumPy, ONNX, Pillow and the C2PA library take a quarter."""
+MAX_MEMORY = 768
+"""MB of the whole process; a third is usual."""
 MEMORY = Path("/dev/shm")
 """A folder in memory on Linux: inputs are written to files."""
 HANG = 30
