@@ -1,4 +1,4 @@
-# What people do here: demo, test, lint, test-full, field, test-server-load, gpu-check, soak, screenshots, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
+# What people do here: demo, test, lint, test-full, field, fuzz, test-server-load, gpu-check, soak, screenshots, sbom, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --no-compile
@@ -6,7 +6,10 @@ PIP = $(BIN)/python -m pip install --quiet --no-compile
 # Editable installs link the files that are there, so a new file wants a new install.
 FILES := .venv/files-$(shell git ls-files -co --exclude-standard src runtime export models benchmarks server 2>/dev/null | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-full field test-server-load gpu-check soak screenshots lint types docs watermark interop bench bench-smoke bench-full demo-model clean
+# Usage: make fuzz SECONDS=600
+SECONDS ?= 1800
+
+.PHONY: demo test test-full field fuzz test-server-load gpu-check soak screenshots sbom lint types docs watermark interop bench bench-smoke bench-full demo-model clean
 
 demo: .venv/demo.done  ## draw demo.png with the model that ships inside
 	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
@@ -20,6 +23,9 @@ test-full: .venv/dev.done  ## full-size models with random weights: minutes and 
 
 field: .venv/dev.done  ## what users of such tools reported and hostile input did, each case again: a table
 	$(BIN)/python -m tests.field
+
+fuzz: .venv/fuzz.done  ## search for inputs that break a reader, half an hour or SECONDS=… in all: a table; keeps nothing
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 test-server-load: .venv/dev.done  ## 500 requests from 40 clients, then twenty crashes: minutes
 	$(BIN)/python -m tests.support.server_load
@@ -41,6 +47,9 @@ interop: .venv/dev.done build/interop/env.done  ## with optimum-onnx, diffusers 
 	$(BIN)/python tests/interop/ours.py export build/interop/work
 	build/interop/env/bin/python tests/interop/theirs.py draw build/interop/work
 	$(BIN)/python tests/interop/ours.py compare build/interop/work
+
+sbom: .venv/dev.done  ## the packages that an installation from the wheel runs, as CycloneDX 1.6: build/sbom.cdx.json
+	$(BIN)/python -m tests.support.sbom build/sbom.cdx.json
 
 lint: .venv/dev.done  ## style, types
 	$(BIN)/ruff check .
@@ -86,6 +95,10 @@ $(FILES): .venv/bin/python
 
 .venv/docs.done: $(FILES) pyproject.toml
 	$(PIP) -e ".[dev,docs]"
+	touch $@ .venv/dev.done .venv/demo.done
+
+.venv/fuzz.done: $(FILES) pyproject.toml
+	$(PIP) -e ".[dev,fuzz]"
 	touch $@ .venv/dev.done .venv/demo.done
 
 .venv/recipe.done: $(FILES) pyproject.toml

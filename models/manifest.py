@@ -130,7 +130,7 @@ class Noise(_Struct, frozen=True):
     spacing: Spacing = "leading"
     steps_offset: Annotated[int, Meta(ge=-1000, le=1000)] = 1
     zero_terminal_snr: bool = False
-    flow_shift: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0
+    flow_shift: Annotated[float, Meta(ge=1e-3, le=1000.0)] = 1.0
     final: Final = "zero"
     """Where DDIM and PNDM end: sigma_min is diffusers' `set_alpha_to_one=False`."""
     edm: Edm | msgspec.UnsetType = msgspec.UNSET

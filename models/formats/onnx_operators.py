@@ -3,6 +3,9 @@
 The standard domain of ONNX is allowed but for control flow, sequences, texts and random numbers. Of ONNX Runtime's own domain
 only what our exporter writes, or what the fusions of its CPU, CUDA and DirectML providers know. Everything else (custom
 libraries, Python callbacks, compiled blobs of a vendor in EPContext) can run foreign code and is refused by name.
+
+Attributes need no list: the reader refuses graphs and sparse tensors in them and follows tensors to their files; the others are numbers and
+names, and ONNX Runtime refuses those that the schema of the operator does not have.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -71,16 +72,15 @@ class TensorReader(Walker):
         dtype, bits = DTYPES.get(kind, ("string" if kind == 8 else f"type {kind}", 0))
         if external:
             location, offset, length = self.external(name, entries, shape, bits)
+        elif offset >= 0 and bits and length != _bytes(shape, bits):
+            raise MalformedError(f"tensor {name!r} of shape {shape} needs {_bytes(shape, bits)} bytes, but has {length}")
         return Initializer(name, dtype, tuple(shape), offset, length, location)
 
     def external(self, name: str, entries: Mapping[str, str], shape: list[int], bits: int) -> tuple[str, int, int]:
         location = entries.get("location", "")
         if not location or not bits:
             raise MalformedError(f"tensor {name!r} has no place or no known type for its external data")
-        count = 1
-        for size in shape:
-            count *= size
-        needed = (count * bits + 7) // 8
+        needed = _bytes(shape, bits)
         offset, length = _number(entries.get("offset", "0")), _number(entries.get("length", str(needed)))
         if length != needed:
             raise MalformedError(f"tensor {name!r} of shape {shape} needs {needed} bytes, but says {length}")
@@ -99,6 +99,11 @@ class TensorReader(Walker):
     def entry(self, start: int, end: int) -> tuple[str, str]:
         texts = {number: self.text(a, b) for number, wire, a, b in self.message(start, end, frozenset({1, 2})) if wire == 2}
         return texts.get(1, ""), texts.get(2, "")
+
+
+def _bytes(shape: list[int], bits: int) -> int:
+    """The size of a tensor whose elements have that many bits."""
+    return (math.prod(shape) * bits + 7) // 8
 
 
 def _number(text: str) -> int:

@@ -170,6 +170,10 @@ def from_scheduler_config(config: Mapping[str, object], where: str = FILE_NAME) 
     _one_of("timestep_type", known.timestep_type or "discrete", ("discrete",), where)
     if edm:
         noise = _edm(noise, known, where)
+    try:
+        msgspec.convert(msgspec.to_builtins(noise), Noise)  # the bounds of a manifest
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{where}: {error}: no model is trained so; download the config again") from error
     sampler, options = _solver(own.sampler, known, where)
     return SchedulerConfig(
         noise,
@@ -201,9 +205,9 @@ def _noise(own: _Class, config: _Config, where: str) -> Noise:
         flow_shift=next((shift for shift in (config.shift, config.flow_shift) if shift is not None), 1.0),
         final="sigma_min" if config.set_alpha_to_one is False or (own.sampler == "pndm" and config.set_alpha_to_one is None) else "zero",
     )
-    if not (0.0 < noise.beta_start <= noise.beta_end < 1.0 and 0.0 < noise.flow_shift < 1e6):
+    if not (0.0 < noise.beta_start <= noise.beta_end < 1.0 and 1e-3 <= noise.flow_shift <= 1000.0):
         what = f"betas from {noise.beta_start} to {noise.beta_end}, shift {noise.flow_shift}"
-        raise BundleError(f"{where}: {what}: expected 0 < beta_start <= beta_end < 1 and a shift above 0")
+        raise BundleError(f"{where}: {what}: expected 0 < beta_start <= beta_end < 1 and a shift from 0.001 to 1000")
     return noise
 
 

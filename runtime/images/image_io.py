@@ -42,10 +42,11 @@ _BROKEN = (
     TypeError,
     OverflowError,
     RuntimeError,
+    Warning,
     struct.error,
     zlib.error,
 )
-"""The exceptions that Pillow's decoders raise for damaged files."""
+"""The exceptions that Pillow's decoders raise for damaged files; their warnings too, where a host turns those into errors."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

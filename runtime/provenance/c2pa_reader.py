@@ -69,6 +69,8 @@ def read(data: bytes) -> Credential | None:
         return Credential(state="unchecked")
     if size > jumbf.MAX_STORE:
         return Credential(state="damaged", problems=(f"a manifest store of {size:,} bytes",))
+    if not jumbf.is_sound(data):
+        return Credential(state="damaged", problems=("boxes or CBOR whose lengths are not those of their content",))
     c2pa = library()
     kind = "image/png" if data.startswith(b"\x89PNG") else "image/jpeg" if data.startswith(b"\xff\xd8") else "image/webp"
     try:

@@ -135,10 +135,13 @@ def _type_of(parent: bytes) -> str:
     """The media type of an input.
 
     Raises:
-        ValueError: its manifest store is too large to take over.
+        ValueError: its manifest store is too large to take over, damaged, or in a place where none belongs.
     """
-    if jumbf.size_of(parent) > jumbf.MAX_STORE // 16:
+    size = jumbf.size_of(parent)
+    if size > jumbf.MAX_STORE // 16:
         raise ValueError("the input's manifest store is too large")
+    if not jumbf.is_sound(parent) or (not size and b"jumdc2pa" in parent):
+        raise ValueError("the input's manifest store is damaged")
     return "image/png" if parent.startswith(b"\x89PNG") else "image/jpeg" if parent.startswith(b"\xff\xd8") else "image/webp"
 
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from msgspec import UNSET
 
+from ...models.errors import BundleError
 from ...models.manifest import Noise
 from ..types import Levels
 
@@ -29,7 +30,20 @@ def alpha_bars(noise: Noise) -> Levels:
     Lin et al. 2023 (arXiv:2305.08891, algorithm 1), but the last value is 2⁻²⁴ instead of 0, as in diffusers' Euler and DPM++, so that
     sigma stays finite (4096). For a flow model, the values are those with the same sigmas; for an EDM model, those of the sigmas of
     Karras et al. 2022, equation 5, in as many steps.
+
+    Raises:
+        BundleError: betas that leave no signal, so that a sigma would be infinite.
     """
+    with np.errstate(all="ignore"):  # reported below
+        result = _alpha_bars(noise)
+    if not (result > 0.0).all() or not np.isfinite(result).all():
+        betas = f"{noise.betas} betas from {noise.beta_start:g} to {noise.beta_end:g} over {noise.train_timesteps} timesteps"
+        raise BundleError(f"noise: {betas} give no finite noise levels: correct scheduler_config.json and export the model again")
+    result.setflags(write=False)
+    return result
+
+
+def _alpha_bars(noise: Noise) -> Levels:
     count = noise.train_timesteps
     if noise.edm is not UNSET:
         low, high = (math.pow(sigma, 1 / _RHO) for sigma in (noise.edm.low, noise.edm.high))
@@ -42,7 +56,6 @@ def alpha_bars(noise: Noise) -> Levels:
             root = np.sqrt(result)
             result = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
             result[-1] = 2.0**-24
-    result.setflags(write=False)
     return result
 
 

@@ -148,6 +148,22 @@ def test_a_disk_that_is_full_at_any_stage_leaves_the_old_bundle_and_nothing_else
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk of 200 KB")
+def test_too_little_disk_is_refused_before_anything_is_done(folder, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], check=False, capture_output=True).returncode != 0:
+        pytest.skip("mounting is not allowed here")
+    told = []
+    try:
+        with pytest.raises(ResourceError, match=r"0 MiB are free, but this export needs \d+ MiB at its peak: free some space"):
+            export_model(folder, disk / "bundle", Options(precision="fp32"), lambda what, _: told.append(what))
+        assert not [path for path in disk.rglob("*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert not told
+
+
 def test_below_the_bar_nothing_is_published_and_the_layers_that_cost_most_are_named(exported, folder, tmp_path):
     old_bundle(tmp_path)
     with pytest.raises(NumericalError, match=r"unet in .*: not published; layers that cost the most quality: \w+\.") as caught:

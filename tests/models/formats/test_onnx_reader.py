@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from diffusette.models.errors import BundleError
-from diffusette.models.formats import onnx_reader
+from diffusette.models.formats import onnx_operators, onnx_reader
 from diffusette.models.formats.onnx_operators import CONTRIB, check_operators
 from diffusette.models.formats.protobuf import encode_field, encode_varint
 from tests.support import small_graphs
@@ -150,7 +151,7 @@ def test_control_flow_is_refused_before_a_session_is_made(tmp_path: Path, operat
 
 
 def test_more_nodes_than_any_model_has_are_refused(tmp_path: Path) -> None:
-    nodes = b"".join([encode_field(1, encode_field(4, b"Neg"))] * (onnx_reader.MAX_NODES + 1))
+    nodes = b"".join([encode_field(1, encode_field(4, b"Neg"))] * (onnx_reader.MAX_ENTRIES + 1))
     (tmp_path / "model.onnx").write_bytes(b"\x08\x09" + encode_field(8, b"\x10\x12") + encode_field(7, nodes))
     with pytest.raises(BundleError, match="more than 200,000 nodes"):
         onnx_reader.read(tmp_path / "model.onnx")
@@ -225,6 +226,15 @@ def test_impossible_tensors_are_refused(tmp_path: Path) -> None:
             onnx_reader.read(tmp_path / "bad.onnx")
 
 
+def test_a_tensor_whose_bytes_are_not_as_many_as_its_shape_says_is_refused(tmp_path: Path) -> None:
+    proto = onnx.load(small_graphs.linear(tmp_path / "model.onnx"))
+    for size in (0, 4, 28, 36):
+        proto.graph.initializer[1].raw_data = bytes(size)
+        (tmp_path / "bad.onnx").write_bytes(proto.SerializeToString())
+        with pytest.raises(BundleError, match=f"'b' of shape .8. needs 32 bytes, but has {size}"):
+            onnx_reader.read(tmp_path / "bad.onnx")
+
+
 @pytest.mark.parametrize(
     ("domain", "operator", "fine"),
     [
@@ -266,3 +276,44 @@ def test_operators_on_other_things_than_tensors_of_numbers_are_refused(tmp_path:
     path = small_graphs.save(small_graphs.model([node], {"x": (1, [1])}, {"x": (1, [1])}, {}), tmp_path / "m.onnx")
     with pytest.raises(BundleError, match=operator):
         check_operators(onnx_reader.read(path), path)
+
+
+def test_no_allowed_operator_has_an_attribute_that_is_a_graph_a_type_or_sparse() -> None:
+    kinds = onnx.defs.OpSchema.AttrType
+    plain = {kinds.FLOAT, kinds.FLOATS, kinds.INT, kinds.INTS, kinds.STRING, kinds.STRINGS, kinds.TENSOR}
+    schemas = [one for one in onnx.defs.get_all_schemas_with_history() if one.domain == "" and one.name not in onnx_operators._REFUSED]
+    assert len(schemas) > 300
+    odd = {(schema.name, name) for schema in schemas for name, attribute in schema.attributes.items() if attribute.type not in plain}
+    assert odd == {("Constant", "sparse_value")}  # refused by the reader
+
+
+EXTRAS = (1, "text", [1.0], numpy_helper.from_array(np.ones(2, np.float32)), helper.make_tensor_type_proto(1, [1]))
+"""A value of each kind of attribute that the reader lets pass."""
+
+
+def with_extra(node: onnx.NodeProto, value: Any, path: Path) -> Path:
+    """A graph of `node`, which has an attribute that is not its own, as a file that the reader lets pass."""
+    node.attribute.append(helper.make_attribute("not_its_own", value))
+    vector = (TensorProto.FLOAT, [1])
+    small_graphs.save(small_graphs.model([node], {"x": vector}, {"y": vector}, {}), path)
+    check_operators(onnx_reader.read(path), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("domain", "operator"), [("", "Relu"), ("", "Softmax"), ("com.microsoft", "QuickGelu"), ("com.microsoft", "FastGelu")]
+)
+@pytest.mark.parametrize("value", EXTRAS, ids=range(len(EXTRAS)))
+def test_an_attribute_that_its_operator_does_not_have_makes_no_session(tmp_path: Path, domain: str, operator: str, value: Any) -> None:
+    """ONNX Runtime compares every attribute with the schema before it makes a kernel, so names need no list of ours."""
+    path = with_extra(helper.make_node(operator, ["x"], ["y"], domain=domain), value, tmp_path / "model.onnx")
+    with pytest.raises(Exception, match="not_its_own"):
+        ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("value", EXTRAS, ids=range(len(EXTRAS)))
+def test_a_constant_has_its_value_whatever_other_attributes_it_has(tmp_path: Path, value: Any) -> None:
+    """The one operator that ONNX Runtime does not compare: it becomes a weight."""
+    path = with_extra(helper.make_node("Constant", [], ["y"], value_floats=[3.0]), value, tmp_path / "model.onnx")
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.zeros(1, np.float32)})[0].tolist() == [3.0]

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from contextlib import suppress
 
@@ -106,6 +107,14 @@ def test_exif_orientation_is_applied(orientation):
 def test_damaged_exif_is_ignored():
     data = saved(Image.fromarray(PIXELS), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
     np.testing.assert_array_equal(np.asarray(image_io.read(data)), PIXELS)
+
+
+def test_exif_of_which_pillow_warns_is_ignored_or_refused_where_warnings_are_errors():
+    data = saved(Image.fromarray(PIXELS), "JPEG", exif=b"Exif\0\0MM\0*\0\0\x80\x08")
+    with warnings.catch_warnings(action="ignore"):
+        assert image_io.read(data).size == Image.fromarray(PIXELS).size
+    with pytest.raises(RequestError, match="Corrupt EXIF"):
+        image_io.read(data)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])

@@ -12,7 +12,7 @@ import scipy.stats
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from diffusette.models.errors import RequestError
+from diffusette.models.errors import BundleError, RequestError
 from diffusette.models.manifest import Noise
 from diffusette.runtime.sampling import schedules
 from diffusette.runtime.sampling.noise_levels import alpha_bars, model_sigmas, sigma_of, timestep_of
@@ -28,6 +28,11 @@ NOISES = {
     "short": Noise(train_timesteps=100),
     "flow": Noise(prediction="flow", flow_shift=3.0),
 }
+ENDLESS = (
+    Noise(betas="linear", beta_start=0.5, beta_end=0.99, train_timesteps=100_000),
+    Noise(betas="linear", beta_start=1e-20, beta_end=1e-20, zero_terminal_snr=True),
+)
+"""Betas that leave no signal, or take none."""
 NAMES = [(noise, name) for noise in NOISES for name in schedules.SCHEDULES if name != "flow" or noise == "flow"]
 
 
@@ -204,3 +209,9 @@ def test_an_unknown_schedule_is_refused_with_a_suggestion_and_the_list() -> None
         RequestError, match=r"schedule 'karas' is not known \(did you mean karras\?\): choose one of model, linspace, .*flow"
     ):
         schedules.find_schedule("karas")
+
+
+@pytest.mark.parametrize("noise", ENDLESS)
+def test_betas_without_finite_noise_levels_are_refused(noise: Noise) -> None:
+    with pytest.raises(BundleError, match=r"linear betas from .* give no finite noise levels"):
+        schedules.sigmas("karras", noise, 4)

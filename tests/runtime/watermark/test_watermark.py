@@ -117,6 +117,18 @@ def test_files_carry_the_mark_and_their_record_names_it_and_small_ones_do_not() 
         ImageWriter(Marks(watermark="on")).encode(picture(128), "PNG")
 
 
+def test_an_editor_that_saves_a_signed_image_again_loses_the_signature_and_not_the_mark() -> None:
+    data = ImageWriter(Marks(sign="on", keys=None, watermark_id=77)).encode(picture(), "PNG")
+    assert examine(data)[0].verdict == "signed"
+    again = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("RGB").save(again, "JPEG", quality=90)
+    report, _ = examine(again.getvalue())
+    signature, mark, *_ = report.findings
+    assert (signature.state, signature.says) == ("absent", "no C2PA manifest")
+    assert mark.details["identifier"] == 77
+    assert (report.verdict, report.ai) == ("marked", True)
+
+
 def test_off_leaves_the_pixels_alone_and_the_record_says_so() -> None:
     for writer, ai in ((ImageWriter(Marks(watermark="off")), True), (ImageWriter(Marks()), False)):
         data = writer.encode(picture(), "PNG", ai=ai)
