@@ -121,7 +121,7 @@ def fingerprint(provider: Provider) -> str:
         distributions(),
         provider.name,
         dict(provider.options),
-        platform.platform(),
+        [platform.system(), platform.release(), platform.version(), platform.machine()],  # platform.platform() may start a process
         [_stamp(path) for path in (*files, *_drivers())],
         {name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)},
     ]
