@@ -197,7 +197,10 @@ def test_a_small_card_gets_a_leaner_plan(sd1_bundle: Path) -> None:
 
 
 def test_the_cpu_continues_where_the_provider_that_auto_selected_fails(sd1_bundle: Path) -> None:
-    broken = replace(TABLE["cpu"], name="broken", execution_provider="BrokenExecutionProvider", fallback=TABLE["cpu"])
+    if "AzureExecutionProvider" not in ort_library.included():
+        pytest.skip("this onnxruntime has no second provider")
+    # It exists, and runs no operator of the model.
+    broken = replace(TABLE["cpu"], name="broken", execution_provider="AzureExecutionProvider", fallback=TABLE["cpu"])
     bundle = open_bundle(sd1_bundle)
     feeds = {"input_ids": np.zeros((1, 8), np.int64)}
     components = Components(bundle, broken, "resident", SessionOptions())
