@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -84,6 +83,8 @@ def probe(provider: Provider, number: int = 0, *, large: bool = False) -> Answer
         from .probe import examine  # in this process
 
         return examine(provider, number, large=large)
+    import subprocess  # needed only where there is something to ask
+
     command = [sys.executable, "-P", "-m", f"{__package__}.probe", provider.name, str(number), *(["large"] if large else [])]
     try:
         done = subprocess.run(  # noqa: S603  # this Python, and names from our table
