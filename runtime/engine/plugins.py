@@ -46,8 +46,8 @@ def included_devices(provider: Provider) -> list[Device]:
     """Return the devices of a `provider` that onnxruntime includes, the best first; empty if they cannot be listed."""
     if provider.preload:
         return [device for device, _ in ranked([(one, None) for one in cuda_devices(cuda_driver())])]
-    listing = getattr(onnxruntime(), "get_ep_devices", list)  # onnxruntime 1.22 and later
-    found = [device for device in listing() if device.ep_name == provider.execution_provider]
+    listing: Any = getattr(onnxruntime(), "get_ep_devices", list)  # onnxruntime 1.22 and later
+    found: list[Any] = [device for device in listing() if device.ep_name == provider.execution_provider]
     return [device for device, _ in ranked([(from_ort(device, number), None) for number, device in enumerate(found)])]
 
 

@@ -203,7 +203,7 @@ TABLE: Mapping[str, Provider] = MappingProxyType(
         )
     }
 )
-ORDER: Mapping[System, tuple[str, ...]] = MappingProxyType(
+ORDER: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "linux": ("cuda", "tensorrt-rtx", "migraphx", "openvino", "cpu"),
         "win32": ("windowsml", "cuda", "tensorrt-rtx", "qnn", "openvino", "directml", "cpu"),
