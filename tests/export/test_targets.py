@@ -163,7 +163,7 @@ def test_eight_bit_graphs_for_every_target_that_has_them_agree_with_float(parts,
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "vae_decoder"])
-@pytest.mark.parametrize("target", ["cuda", "directml", "portable"])
+@pytest.mark.parametrize("target", ["cuda", "directml"])
 def test_half_precision_agrees_with_float_and_keeps_float_at_the_border(parts, name, target, tmp_path):
     written(parts, name, target, tmp_path / "float")
     inputs = {port.name: manifest.Tensor(port.dtype, port.shape) for port in parts[name][0].inputs}
