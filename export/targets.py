@@ -37,7 +37,7 @@ TARGETS: Mapping[Target, tuple[Pass, ...]] = MappingProxyType(
 PRECISIONS: Mapping[Target, tuple[Precision, ...]] = MappingProxyType(
     {
         "cpu": ("int8", "int4", "fp32"),
-        "portable": ("fp32",),
+        "portable": ("fp32", "fp16"),
         "openvino": ("int8", "fp32"),
         "cuda": ("fp16", "int4", "fp32"),
         "directml": ("fp16", "int4", "fp32"),

@@ -361,12 +361,13 @@ def load(
     safety: bool = True,
     flagged: Hiding = "black",
     refiner: str | Path | None = None,
+    device: int = 0,
 ) -> Pipeline:
     """Open a bundle.
 
     Args:
         folder: the bundle's folder, or that of a plain optimum or diffusers ONNX export; None opens the demo model.
-        provider: execution provider: cpu, cuda, directml, openvino, webgpu, or auto for the best one that runs this bundle.
+        provider: execution provider: `diffusette doctor` lists them; auto is the best one that runs this bundle.
         memory: memory plan: resident, sequential, streamed, or auto for the fastest one that fits into free memory.
         threads: threads inside an operator; 0 uses every core that the process may use, or what `diffusette bench --advise` found.
         cache: folder for optimized graphs of large models, which make the next start faster; "auto" is the system's cache folder,
@@ -376,6 +377,7 @@ def load(
             the image cannot be restored.
         refiner: folder of a bundle that denoises the last steps, such as SDXL's refiner. With memory "auto", the two models are never
             open at the same time.
+        device: number of the provider's device, as `diffusette doctor` lists them; 0 is the best one.
 
     Returns:
         A pipeline; sessions open when they are first needed.
@@ -394,8 +396,8 @@ def load(
     cache = None if cache is None else str(path_of("cache", cache))
     bundle = open_bundle(DEMO if folder is None else path_of("folder", folder))
     provider, threads = followed(bundle.manifest, provider, threads)
-    chosen = resolve_provider(provider, bundle.manifest.target)
-    plan, note = choose_plan(memory, bundle)
+    chosen = resolve_provider(provider, bundle.manifest.target, int(number_of("device", device, int, 0, 63)))
+    plan, note = choose_plan(memory, bundle, chosen.memory)
     cache_folder, homeless = graph_cache.folder_for(cache, [bundle.path(one.graph) for one in bundle.manifest.components.values()])
     options, adaptive = SessionOptions(threads=threads or hardware.cores(), cache=cache_folder), memory == AUTO
     second: Pipeline | None = None
@@ -403,9 +405,9 @@ def load(
         refining = open_bundle(path_of("refiner", refiner))
         check_refiner(bundle.manifest, refining.manifest)
         if adaptive:
-            plan = PLANS[max(map(PLANS.index, (plan, choose_plan(memory, refining)[0], "sequential")))]
+            plan = PLANS[max(map(PLANS.index, (plan, choose_plan(memory, refining, chosen.memory)[0], "sequential")))]
             note = f"memory: two models take turns, so the plan is {plan}"
-        components = Components(refining, resolve_provider(chosen.name, refining.manifest.target), plan, options, adaptive=adaptive)
+        components = Components(refining, resolve_provider(chosen.name, refining.manifest.target, device), plan, options, adaptive=adaptive)
         second = Pipeline(refining, components, safety=False)
     components = Components(bundle, chosen, plan, options, adaptive=adaptive)
     off = "" if safety or CHECKER not in components else "the safety checker is turned off"

@@ -120,7 +120,7 @@ ARROWS = {
 }
 """Package (or a module beside the packages) → the ones of the same top folder that it may import. Modules of one package may import
 each other; nothing may import against an arrow."""
-ENGINE = {"runtime.engine.session", "runtime.engine.providers"}
+ENGINE = {"runtime.engine.session", "runtime.engine.ort_library"}
 """The only modules that name ONNX Runtime."""
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.bundle import Bundle
-from ...models.errors import BundleError, Cancelled, ProviderError, ResourceError
+from ...models.errors import BundleError, Cancelled, DiffusetteError, ProviderError, ResourceError
 from ...models.formats import onnx_reader, widen_to_float32
 from ...models.manifest import Component, Graph, Tensor
 from . import vae_bands
@@ -198,9 +198,26 @@ class Components(Runner):
                 _forget(error)
                 self.pool.close()  # what failed still holds its memory
                 if not self.adaptive or self.plan == "streamed" or self._can_be_tiled(name, feeds):
+                    if self.plan == "streamed" and not self._can_be_tiled(name, feeds) and self._fall_back(error):
+                        continue
                     raise
+            except (ProviderError, BundleError) as error:  # which of the two is up to the provider; a damaged file fails on the CPU too
+                _forget(error)
+                if not self._fall_back(error):
+                    raise
+                continue
             before, self.plan = self.plan, PLANS[PLANS.index(self.plan) + 1]
             self._note(f"not enough memory for the plan {before}: continued with {self.plan}")
+
+    def _fall_back(self, error: DiffusetteError) -> bool:
+        """Whether another provider continues, since `auto` selected the one that failed; the message of `error` becomes a note."""
+        fallback = self.provider.fallback
+        if fallback is None:
+            return False
+        self.pool.close()
+        self._note(f"{self.provider.name} failed, so {fallback.name} continued: {error}")
+        self.provider = self.pool.provider = fallback
+        return True
 
     def _widen(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> bool:
         """Whether float32 may avoid the NaN or Inf that half precision gave for `feeds`; if so, the component uses it from now on."""

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from . import cpuid
+
 _NAMES = {"avx512_vnni": "vnni", "avx512_bf16": "bf16", "amx_tile": "amx", "asimd": "neon", "asimddp": "dotprod"}
 """Linux's names of instruction sets → short names; the others are unchanged."""
 _WANTED = (
@@ -30,8 +32,8 @@ _WANTED = (
     "dotprod",
     "i8mm",
 )
-_WINDOWS = {40: "avx2", 41: "avx512f", 43: "dotprod"}
-"""Arguments of IsProcessorFeaturePresent (winnt.h)."""
+_WINDOWS = {38: "sse4_2", 39: "avx", 40: "avx2", 41: "avx512f", 19: "neon", 43: "dotprod", 66: "i8mm"}
+"""Arguments of IsProcessorFeaturePresent (winnt.h). It knows no VNNI, so `cpuid` asks the processor."""
 _APPLE = {
     "hw.optional.avx2_0": "avx2",
     "hw.optional.avx512f": "avx512f",
@@ -63,6 +65,7 @@ def flags() -> tuple[str, ...]:
     elif sys.platform == "win32":
         kernel: Any = vars(ctypes)["windll"].kernel32  # exists on Windows only
         found = {name for number, name in _WINDOWS.items() if kernel.IsProcessorFeaturePresent(number)}
+        found |= cpuid.flags(avx512="avx512f" in found)
     elif sys.platform == "darwin":
         import subprocess  # needed on this system only
 
@@ -74,7 +77,7 @@ def flags() -> tuple[str, ...]:
 def saturates() -> bool:
     """Whether int8 products can saturate: x86 processors without VNNI sum pairs of products in 16 bits.
 
-    True if the system does not report VNNI, as on Windows.
+    True if the system does not report VNNI.
     """
     return platform.machine().lower() in {"x86_64", "amd64"} and not {"vnni", "avx_vnni"} & set(flags())
 

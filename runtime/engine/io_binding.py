@@ -25,14 +25,23 @@ class Binding:
     """The inputs and outputs of an open graph, for one run at a time.
 
     `ort` is the module onnxruntime, `inference` an InferenceSession, and `device` ORT's name for the provider's memory, or None for CPU
-    memory.
+    memory; `device_id` is the number of the device.
     """
 
-    def __init__(self, ort: Any, inference: Any, device: str | None, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        ort: Any,
+        inference: Any,
+        device: str | None,
+        inputs: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        device_id: int = 0,
+    ) -> None:
         self._values: Any = ort.OrtValue
         self._inference = inference
         self._binding: Any = inference.io_binding()
         self._device = device
+        self._device_id = device_id
         self._inputs = inputs
         self._outputs = tuple(outputs)
         self._moving: dict[str, Any] = {}
@@ -62,7 +71,7 @@ class Binding:
             value.update_inplace(ready)
         else:
             # A copy, since values on a device named "cpu" (in tests) share the array's memory.
-            value = self._moving[name] = self._values.ortvalue_from_numpy(ready.copy(), self._device, 0)
+            value = self._moving[name] = self._values.ortvalue_from_numpy(ready.copy(), self._device, self._device_id)
         return value
 
     def _kept(self, name: str, array: Array, declared: Tensor) -> Any:
@@ -71,7 +80,7 @@ class Binding:
         for one, value in held:
             if _same(one, array):
                 return value
-        value = self._values.ortvalue_from_numpy(_cast(array, declared), self._device or "cpu", 0)
+        value = self._values.ortvalue_from_numpy(_cast(array, declared), self._device or "cpu", self._device_id)
         self._held[name] = [*held[1 - HELD :], (array, value)]
         return value
 

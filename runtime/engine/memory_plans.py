@@ -38,8 +38,11 @@ TILE_PIXELS = 320 * 320
 """Pixels of the tiles in which `streamed` decodes where there are no bands: `components.TILE` latent pixels a side."""
 
 
-def choose_plan(name: str, bundle: Bundle) -> tuple[Plan, str]:
+def choose_plan(name: str, bundle: Bundle, device_memory: int = 0) -> tuple[Plan, str]:
     """Return the plan of that name, or for `auto` the fastest that fits, and a note if that is not `resident`.
+
+    `device_memory` is the bytes of the device's own memory, 0 if it has none: the plan then has to fit into both. A tenth is left to
+    other programs.
 
     Raises:
         RequestError: unknown name; the message lists the known ones.
@@ -49,19 +52,22 @@ def choose_plan(name: str, bundle: Bundle) -> tuple[Plan, str]:
     if named is not None:
         return named, ""
     free = hardware.memory()
-    if free is None:
-        return "resident", ""
-    plan = fitting(estimate(bundle), free[0])
-    return plan, "" if plan == "resident" else f"memory: {free[0] / 2**30:.1f} GiB are free, so the plan is {plan}"
+    plan: Plan = "resident" if free is None else fitting(estimate(bundle), free[0])
+    note = "" if free is None else f"memory: {free[0] / 2**30:.1f} GiB are free, so the plan is {plan}"
+    if device_memory:
+        on_device = fitting(estimate(bundle, banded=False), device_memory * 9 // 10)
+        if PLANS.index(on_device) > PLANS.index(plan):
+            plan, note = on_device, f"memory: the device has {device_memory / 2**30:.1f} GiB, so the plan is {on_device}"
+    return plan, "" if plan == "resident" else note
 
 
-def estimate(bundle: Bundle, width: int = 0, height: int = 0) -> dict[Plan, int]:
+def estimate(bundle: Bundle, width: int = 0, height: int = 0, *, banded: bool = True) -> dict[Plan, int]:
     """Return the bytes that each plan needs for an image of that size in pixels, by default the model's; nothing is opened.
 
-    The process itself, about 0.07 GB, comes on top.
+    The process itself, about 0.07 GB, comes on top. With `banded` false, a decoder is not decoded in bands, as on a GPU.
     """
     sizes = [_bytes_of(bundle, component) for component in bundle.manifest.components]
-    defaults, banded = bundle.manifest.defaults, bool(bundle.manifest.components["vae_decoder"].pieces)
+    defaults, banded = bundle.manifest.defaults, banded and bool(bundle.manifest.components["vae_decoder"].pieces)
     return needed(sizes, (width or defaults.width) * (height or defaults.height), banded=banded)
 
 

@@ -21,7 +21,8 @@ from ...models.manifest import Tensor
 from . import graph_cache, hardware, memory_arena
 from .io_binding import Binding
 from .ort_errors import mapped
-from .providers import Provider, onnxruntime
+from .ort_library import onnxruntime, preload_cuda
+from .provider_table import Provider
 from .session_options import SessionOptions, settings_for
 
 Array = NDArray[Any]
@@ -42,6 +43,7 @@ class Session:
         """The provider that runs the graph."""
         self.note = note
         """A note on what could not be done although the graph runs, such as a cache that cannot be written."""
+        self._device_id = provider.device_id
         self.inputs: Mapping[str, Tensor] = {node.name: _tensor(node) for node in inference.get_inputs()}
         self.outputs: Mapping[str, Tensor] = {node.name: _tensor(node) for node in inference.get_outputs()}
 
@@ -69,6 +71,17 @@ class Session:
             values = binding.run(feeds, options)
         return {name: _widened(value) for name, value in zip(self.outputs, values, strict=True)}
 
+    def placement(self) -> dict[str, int]:
+        """Return ORT's name of each execution provider → how many nodes it runs; empty if ONNX Runtime does not tell."""
+        try:
+            parts = self._inference.get_provider_graph_assignment_info()
+        except Exception:  # noqa: BLE001  # an older onnxruntime; a provider that runs all or nothing, for which it is not recorded
+            return {}
+        found: dict[str, int] = {}
+        for part in parts:
+            found[part.ep_name] = found.get(part.ep_name, 0) + len(part.get_nodes())
+        return found
+
     def cancel(self) -> None:
         """Stop the current runs, from any thread; they raise `Cancelled`. Later runs are not affected."""
         with self._lock:
@@ -87,7 +100,7 @@ class Session:
         """A binding that no other thread uses."""
         with self._lock:
             binding = self._idle.pop() if self._idle else None
-        yield (binding := binding or Binding(onnxruntime(), inference, self._device, self.inputs, self.outputs))
+        yield (binding := binding or Binding(onnxruntime(), inference, self._device, self.inputs, self.outputs, self._device_id))
         with self._lock:
             if self._inference is not None:
                 self._idle.append(binding)
@@ -150,7 +163,7 @@ def _open(ort: Any, graph: Path, provider: Provider, options: SessionOptions, *,
     if running[:1] != [provider.execution_provider]:
         raise ProviderError(
             f"{graph}: {provider.name} was requested, but {running[0]} would run it, because the libraries of {provider.name} cannot be "
-            f'loaded: pip install --force-reinstall "{provider.install}", and see `diffusette doctor`'
+            f'loaded: it needs {provider.driver or "its driver"}, and pip install "{provider.install}"; see `diffusette doctor`'
         )
     left = work_left_to_cpu(inference) if provider.name != "cpu" and not provider.whole else []
     if left:
@@ -163,6 +176,8 @@ def _open(ort: Any, graph: Path, provider: Provider, options: SessionOptions, *,
 
 def _inference(ort: Any, source: str | bytes, settings: Any, provider: Provider) -> Any:
     providers = None if provider.plugin else [(provider.execution_provider, dict(provider.options))]
+    if provider.preload:
+        preload_cuda()
     inference = ort.InferenceSession(source, settings, providers=providers, enable_fallback=0)
     inference.disable_fallback()
     return inference

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +12,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from . import hardware, memory_arena
-from .providers import Provider, built_in, plugin_devices
+from .plugins import built_in, plugin_devices
+from .provider_table import Provider
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -82,14 +83,16 @@ def settings_for(ort: Any, provider: Provider, options: SessionOptions) -> Any:
 def _choose(provider: Provider, settings: Any, options: SessionOptions) -> None:
     """Set the device of a plug-in in `settings`; other providers are passed when the session opens."""
     if provider.plugin and built_in(provider):
-        settings.add_provider(provider.execution_provider, dict(provider.options) | built_in_options(options))
+        tuned = _BUILT_IN_OPTIONS.get(provider.execution_provider, _no_options)
+        settings.add_provider(provider.execution_provider, dict(provider.options) | tuned(options))
     elif provider.plugin:
-        devices = plugin_devices(provider)[:1]
-        settings.add_provider_for_devices(devices, dict(provider.options) | _plugin_options(provider, devices[0], options))
+        device = plugin_devices(provider)[provider.number]
+        tuned = _PLUGIN_OPTIONS.get(provider.execution_provider, _no_options)
+        settings.add_provider_for_devices([device], dict(provider.options) | tuned(options, device))
 
 
-def built_in_options(options: SessionOptions) -> dict[str, str]:
-    """Options of onnxruntime-openvino, which has the provider built in: those of `_plugin_options` under its own names.
+def openvino_options(options: SessionOptions) -> dict[str, str]:
+    """Options of onnxruntime-openvino, which has the provider built in: those of `_openvino_properties` under its own names.
 
     By default it computes everything but int8 in float32. OpenVINO itself and its plug-in use bfloat16 if the processor supports it, which
     takes two thirds of the U-Net's time and half of the decoder's, so this requests it.
@@ -104,13 +107,20 @@ def built_in_options(options: SessionOptions) -> dict[str, str]:
     return found
 
 
-def _plugin_options(provider: Provider, device: Any, options: SessionOptions) -> dict[str, str]:
+def _openvino_properties(options: SessionOptions, device: Any) -> dict[str, str]:
     """OpenVINO's property map, by device, as JSON. It has its own threads and its own cache."""
-    if provider.name != "openvino":
-        return {}
     properties: dict[str, str] = {}
     if options.threads:
         properties["INFERENCE_NUM_THREADS"] = str(options.threads)
     if options.cache is not None:
         properties["CACHE_DIR"] = str(options.cache / "openvino")
     return {"load_config": json.dumps({device.ep_metadata["ov_device"]: properties})} if properties else {}
+
+
+def _no_options(*_: Any) -> dict[str, str]:
+    return {}
+
+
+_BUILT_IN_OPTIONS: Mapping[str, Callable[[SessionOptions], dict[str, str]]] = {"OpenVINOExecutionProvider": openvino_options}
+_PLUGIN_OPTIONS: Mapping[str, Callable[[SessionOptions, Any], dict[str, str]]] = {"OpenVINOExecutionProvider": _openvino_properties}
+"""ORT's name of a provider → the options that depend on those of the session."""

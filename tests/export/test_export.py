@@ -356,7 +356,7 @@ def test_signal_to_noise_is_ten_times_the_logarithm_of_powers_and_nan_is_the_wor
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(target="portable", precision="int8"), "in int8 for portable: expected fp32"),
+        (Options(target="portable", precision="int8"), "in int8 for portable: expected fp32 or fp16"),
         (Options(precision={"vae": "int8"}), "'vae': unknown component; expected one of text_encoder"),
     ],
 )

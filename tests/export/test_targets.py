@@ -28,6 +28,7 @@ from diffusette.models.bundle import read_manifest
 from diffusette.models.errors import RequestError
 from diffusette.models.formats import onnx_reader, safetensors_file
 from diffusette.models.manifest import Component
+from diffusette.runtime.pipeline import load
 from tests.support import tiny_models
 
 
@@ -173,6 +174,17 @@ def test_half_precision_agrees_with_float_and_keeps_float_at_the_border(parts, n
     assert all(value.dtype in {ir.DataType.FLOAT, ir.DataType.INT64} for value in (*model.graph.inputs, *model.graph.outputs))
     floats = [value.name for value in model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT and len(value.shape) > 1]
     assert floats == []
+
+
+def test_a_portable_export_in_half_precision_has_standard_operators_only(tmp_path):
+    made = export_model(tiny_models.save(tmp_path / "model", "sd1"), tmp_path / "bundle", Options("portable", "fp16", prompts=("a cat",)))
+    for name, component in made.manifest.components.items():
+        stored = onnx_reader.read(tmp_path / "bundle" / component.graph)
+        assert component.precision == "fp16", name
+        assert component.parity_db >= parity.BARS["fp16"]
+        assert {domain for domain, _ in stored.operators} == {""}
+    with load(tmp_path / "bundle") as drawer:
+        assert drawer.generate("a cat", steps=2, seed=1).images[0].getbbox() is not None
 
 
 def small(nodes, weights, outputs=("y",)):

@@ -34,7 +34,10 @@ _MODEL, _FILES, _CHECKS = "Model and machine", "Files", "Safety and marks"
 @request_options("Styles", "loras", "lora_folder", "embeddings")
 @option("--model", type=FOLDER, group=_MODEL, help="Folder of a bundle.  [default: the demo model]")
 @request_options(_MODEL, "decoder")
-@option("--provider", default="auto", show_default=True, type=PROVIDER, group=_MODEL, help="cpu, cuda, directml, openvino, webgpu or auto.")
+@option("--provider", default="auto", show_default=True, type=PROVIDER, group=_MODEL, help="A provider of `diffusette doctor`, or auto.")
+@option(
+    "--device", default=0, show_default=True, metavar="N", group=_MODEL, help="The provider's device, as `diffusette doctor` lists them."
+)
 @option("--memory", default="auto", show_default=True, type=MEMORY, group=_MODEL, help="Memory plan.")
 @option("--threads", type=int, default=0, group=_MODEL, help="Threads inside an operator.  [default: one per core]")
 @option("--no-cache", is_flag=True, group=_MODEL, help="Do not keep optimized graphs of large models for the next start.")
@@ -53,6 +56,7 @@ def generate(
     source: Path | None,
     refiner: Path | None,
     provider: str,
+    device: int,
     memory: str,
     threads: int,
     no_cache: bool,
@@ -108,7 +112,7 @@ def generate(
                 advance(f"image {event.picture + 1} of {request.count}", event.done)
 
         cache = None if no_cache else "auto"
-        load = partial(pipeline.load, safety=not no_safety_filter, flagged=flagged, refiner=refiner)
+        load = partial(pipeline.load, safety=not no_safety_filter, flagged=flagged, refiner=refiner, device=device)
         with load(model, provider, memory, threads=threads, cache=cache) as opened:
             refining = None if opened.refiner is None else opened.refiner.manifest
             writer.check_size(lambda: opened.size_of(request))

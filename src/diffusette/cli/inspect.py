@@ -77,12 +77,13 @@ def verify(folder: Path | None, as_json: bool) -> None:
 
 
 @click.command(short_help="Check this machine and its packages.")
+@click.option("--probe", is_flag=True, help="Measure every available provider on a small graph: what ran where, how fast, how exact.")
 @as_json
-def doctor(as_json: bool) -> None:
+def doctor(probe: bool, as_json: bool) -> None:
     """Check this machine: hardware, packages, providers, and what to install."""
     from ..runtime.doctor import report
 
-    found = report()
+    found = report(probe=probe)
     facts = console.plain(found)
     if as_json:
         console.write_json(facts)

@@ -109,7 +109,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("--outdir", "--out", "--outfile", "--output-path"), "--output"),
     **dict.fromkeys(("--ckpt", "--checkpoint", "--model-id", "--model-path"), "--model"),
     **dict.fromkeys(("--subseed", "--variation-seeds"), "--variation-seed"),
-    **dict.fromkeys(("--device", "--backend", "--execution-provider"), "--provider"),
+    **dict.fromkeys(("--backend", "--execution-provider"), "--provider"),
     **dict.fromkeys(("--listen", "--server-name", "--bind"), "--host"),
     **dict.fromkeys(("--lora-dir", "--lora-path"), "--lora-folder"),
     **dict.fromkeys(("--seeds",), "--seed"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--data", type=FOLDER, required=True, help="Folder for images; made if missing. Nothing is written elsewhere.")
 @click.option("--allow", "allowed", type=FOLDER, multiple=True, help="Folder with images that may be edited. Repeatable.")
 @click.option("--model", "models", type=FOLDER, multiple=True, help="Folder of a bundle to offer. Repeatable.  [default: demo]")
-@click.option("--provider", default="auto", show_default=True, type=PROVIDER, help="cpu, cuda, directml, openvino, webgpu or auto.")
+@click.option("--provider", default="auto", show_default=True, type=PROVIDER, help="A provider of `diffusette doctor`, or auto.")
 @click.option("--memory", default="auto", show_default=True, type=MEMORY, help="Memory plan.")
 @click.option("--threads", type=int, default=0, help="Threads inside an operator.  [default: one per core]")
 @flagged_option("")

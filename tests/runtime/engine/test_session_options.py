@@ -11,7 +11,7 @@ import pytest
 from diffusette.runtime.engine import hardware, providers
 from diffusette.runtime.engine.providers import TABLE
 from diffusette.runtime.engine.session import SessionOptions
-from diffusette.runtime.engine.session_options import built_in_options, settings_for
+from diffusette.runtime.engine.session_options import openvino_options, settings_for
 
 CPU = TABLE["cpu"]
 
@@ -48,7 +48,7 @@ def test_idle_threads_of_one_session_do_not_delay_the_next() -> None:
 
 
 def test_built_in_openvino_uses_bfloat16_if_the_processor_has_it() -> None:
-    options = built_in_options(SessionOptions(threads=2))
+    options = openvino_options(SessionOptions(threads=2))
     assert (options["device_type"], options["num_of_threads"]) == ("CPU", "2")
     if "bf16" in hardware.flags():
         assert json.loads(options["load_config"]) == {"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}}
