@@ -65,6 +65,7 @@ def main() -> int:
     """Run every part that the time allows; exit code 1 if one failed."""
     asked = _arguments()
     table, work = Table(asked.out), asked.work
+    work.mkdir(parents=True, exist_ok=True)
     provider = TABLE[asked.provider]
     target = "cuda" if asked.provider == "cuda" else "cpu"
     ort = onnxruntime()

@@ -240,16 +240,6 @@ def test_a_lora_named_many_times_is_read_once_with_the_sum_of_its_weights(judge:
 
 
 @pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        (
-            {"lora_unet_conv_in.lora_down.weight": (2, 9, 3, 3), "lora_unet_conv_in.lora_up.weight": (8, 2, 1, 1)},
-            r"\[8, 9, 3, 3\].*\[8, 4, 3, 3\]",
-        ),
-        ({"unet.conv_in.lora_A.weight": (2, 4), "unet.conv_in.lora_B.weight": (8, 2)}, r"\[8, 4\].*conv_in in unet has \[8, 4, 3, 3\]"),
-    ],
-)
-@pytest.mark.parametrize(
     ("factor", "weight", "note"),
     [(1.0, 0.0, "its weight is 0, so it has no effect"), (0.0, 1.0, "all of its layers are zero, so it has no effect"), (1.0, 1.0, "")],
 )
@@ -259,6 +249,16 @@ def test_a_lora_without_effect_is_noted(judge: Any, pipeline: Pipeline, tmp_path
     assert notes == ((f"style.safetensors: {note}",) if note else ())
 
 
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {"lora_unet_conv_in.lora_down.weight": (2, 9, 3, 3), "lora_unet_conv_in.lora_up.weight": (8, 2, 1, 1)},
+            r"\[8, 9, 3, 3\].*\[8, 4, 3, 3\]",
+        ),
+        ({"unet.conv_in.lora_A.weight": (2, 4), "unet.conv_in.lora_B.weight": (8, 2)}, r"\[8, 4\].*conv_in in unet has \[8, 4, 3, 3\]"),
+    ],
+)
 def test_a_lora_of_another_architecture_is_refused_with_both_shapes(
     pipeline: Pipeline, tmp_path: Path, tensors: dict[str, tuple[int, ...]], message: str
 ) -> None:
