@@ -1,10 +1,13 @@
 # What people do here: demo, test, lint, test-full, field, fuzz, test-server-load, gpu-check, soak, screenshots, sbom, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP = $(BIN)/python -m pip install --quiet --no-compile
+PIP = $(BIN)/python -m pip install --quiet
 
 # Editable installs link the files that are there, so a new file wants a new install.
 FILES := .venv/files-$(shell git ls-files -co --exclude-standard src runtime export models benchmarks server 2>/dev/null | cksum | cut -d ' ' -f 1)
+
+# Modules that are compiled once start faster than modules that are compiled in every process.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Usage: make fuzz SECONDS=600
 SECONDS ?= 1800

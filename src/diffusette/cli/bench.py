@@ -82,7 +82,9 @@ def bench(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Measure time, memory and fidelity; with --spread, how evenly a model does by groups of prompts.
+    """Measure time, memory and fidelity.
+
+    With --spread, measure how evenly a model does by groups of prompts.
 
     Options that take one or more values separate them with commas; every combination is measured.
     """
