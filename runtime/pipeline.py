@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..models.bundle import DEMO, Bundle, open_bundle
-from ..models.errors import NumericalError, RequestError, ResourceError
+from ..models.errors import Cancelled, NumericalError, RequestError, ResourceError
 from ..models.families import FAMILIES, Family
 from ..models.manifest import Manifest
 from . import conditioning, reproduce, unet_graphs
@@ -82,6 +82,7 @@ class Pipeline:
         self.encoders = tuple(conditioning.text_encoders(bundle, components))
         self.filter = open_filter(bundle, components) if safety else None
         self._factors = preview.stated(bundle.manifest)
+        self._cancels = 0
 
     def __repr__(self) -> str:
         return f"<Pipeline {self.manifest.source.name} on {self.components.provider.name}, {self.components.plan}>"
@@ -109,7 +110,11 @@ class Pipeline:
             self.refiner.close()
 
     def cancel(self) -> None:
-        """Stop the running model call, from any thread. The thread that waits for it gets `Cancelled`."""
+        """Stop what is being generated, from any thread; `generate`, `watch` and `steps` raise `Cancelled`.
+
+        A running model call stops at once. What has not begun yet is not touched.
+        """
+        self._cancels += 1  # for a generation between two model calls
         self.components.cancel()
         if self.refiner is not None:
             self.refiner.cancel()
@@ -172,8 +177,12 @@ class Pipeline:
 
         Raises what `generate` raises.
         """
+        begun = self._cancels
         with scarce("generating"):
-            yield from _Generation(self, request).events()
+            for event in _Generation(self, request).events():
+                if self._cancels != begun:
+                    raise Cancelled("the generation was cancelled")
+                yield event
 
     def size_of(self, request: Request) -> tuple[int, int]:
         """Return the width and height of the images of `request`. Raises what `generate` raises for a wrong request."""

@@ -83,7 +83,7 @@ def test_the_manifest_has_the_models_name_and_the_commit(served, tmp_path):
     commit = served.refs["main"]
     opened = locate.open_source(locate.locate("owner/model", "main", None, lambda _what, _done: None))
     build.build(opened, "unet")
-    made = assemble.prepare(assemble.begin(opened, tmp_path / "bundle", "portable"), opened, tmp_path / "bundle", {})
+    made = assemble.prepare(assemble.begin(opened, tmp_path / "bundle", "portable"), opened, tmp_path / "bundle", {}, None, [])
     assert (made.source.name, made.source.revision, made.source.licence) == ("owner/model", commit, "apache-2.0")
     assert "LICENSE" in made.files
 

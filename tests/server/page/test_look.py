@@ -57,7 +57,9 @@ def test_on_a_phone_the_result_stands_above_the_settings(open_page: Open) -> Non
     assert menu["x"] + menu["width"] <= 390
     page.keyboard.press("Escape")
     draw(page, "fox", {"#f-guidance": "500"})
-    error, foot = page.locator("[data-field=guidance] .field-error").bounding_box(), page.locator("#compose-foot").bounding_box()
+    said = page.locator("[data-field=guidance] .field-error")
+    expect(said).to_be_visible()
+    error, foot = said.bounding_box(), page.locator("#compose-foot").bounding_box()
     assert error
     assert foot
     assert error["y"] + error["height"] <= foot["y"]  # nothing covers it
