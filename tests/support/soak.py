@@ -123,13 +123,7 @@ def _one(pipeline: Pipeline, chance: random.Random, plan: str, lora: Path, repor
             pipeline.generate(**{"prompt": "fox", **chance.choice(WRONG)})
             report.wrong.append("a wrong request was accepted")
         elif kind < 0.3:
-            timer = threading.Timer(chance.uniform(0, 0.3), pipeline.cancel)
-
-            def begun(_event: object) -> None:
-                if timer.ident is None:
-                    timer.start()
-
-            pipeline.watch(Request("fox", steps=500, seed=1), begun)
+            _cancelled(pipeline, chance.uniform(0, 0.3))
             report.wrong.append("a cancelled request went on")
         elif kind < 0.4:
             for event in pipeline.steps(_left()):  # left in the middle
@@ -148,6 +142,17 @@ def _one(pipeline: Pipeline, chance: random.Random, plan: str, lora: Path, repor
         report.refused += 1
     except Exception as error:  # noqa: BLE001  # told in the report
         report.wrong.append(repr(error))
+
+
+def _cancelled(pipeline: Pipeline, seconds: float) -> None:
+    """A request that another thread cancels, `seconds` after its first event."""
+    timer = threading.Timer(seconds, pipeline.cancel)
+
+    def begun(_event: object) -> None:
+        if timer.ident is None:
+            timer.start()
+
+    pipeline.watch(Request("fox", steps=500, seed=1), begun)
 
 
 def _left() -> Request:
