@@ -1,4 +1,4 @@
-# What people do here: demo, test, lint, test-full, field, fuzz, test-server-load, gpu-check, soak, screenshots, sbom, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
+# What people do here: demo, test, lint, test-full, field, fuzz, test-server-load, gpu-check, soak, screenshots, sbom, lock, audit, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet
@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Usage: make fuzz SECONDS=600
 SECONDS ?= 1800
 
-.PHONY: demo test test-full field fuzz test-server-load gpu-check soak screenshots sbom lint types docs watermark interop bench bench-smoke bench-full demo-model clean
+.PHONY: demo test test-full field fuzz test-server-load gpu-check soak screenshots sbom lock audit lint types docs watermark interop bench bench-smoke bench-full demo-model clean
 
 demo: .venv/demo.done  ## draw demo.png with the model that ships inside
 	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
@@ -53,6 +53,12 @@ interop: .venv/dev.done build/interop/env.done  ## with optimum-onnx, diffusers 
 
 sbom: .venv/dev.done  ## the packages that an installation from the wheel runs, as CycloneDX 1.6: build/sbom.cdx.json
 	$(BIN)/python -m tests.support.sbom build/sbom.cdx.json
+
+lock: build/supply/env.done  ## pin what CI installs, with hashes: .ci/requirements.txt
+	build/supply/env/bin/python -m tests.support.lock
+
+audit: build/supply/env.done  ## known vulnerabilities of what CI installs; needs the vulnerability database of PyPI
+	build/supply/env/bin/pip-audit --strict --no-deps --disable-pip -r .ci/requirements.txt
 
 lint: .venv/dev.done  ## style, types
 	$(BIN)/ruff check .
@@ -100,6 +106,11 @@ $(FILES): .venv/bin/python
 	$(PIP) -e ".[dev,docs]"
 	touch $@ .venv/dev.done .venv/demo.done
 
+# For CI: the pinned versions first, so that the installation above finds everything there.
+.venv/locked.done: .ci/requirements.txt .venv/bin/python
+	$(PIP) --no-deps --require-hashes -r .ci/requirements.txt
+	touch $@
+
 .venv/fuzz.done: $(FILES) pyproject.toml
 	$(PIP) -e ".[dev,fuzz]"
 	touch $@ .venv/dev.done .venv/demo.done
@@ -107,6 +118,11 @@ $(FILES): .venv/bin/python
 .venv/recipe.done: $(FILES) pyproject.toml
 	$(PIP) -e ".[demo-model]"
 	touch $@ .venv/dev.done .venv/demo.done
+
+build/supply/env.done:
+	$(PYTHON) -m venv build/supply/env
+	build/supply/env/bin/python -m pip install --quiet uv pip-audit
+	touch $@
 
 build/interop/env.done: pyproject.toml
 	$(PYTHON) -m venv build/interop/env

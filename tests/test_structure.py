@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -266,3 +267,12 @@ def test_the_wheel_holds_every_module_and_the_demo_model_and_stays_small(tmp_pat
     assert "diffusette/server/page/index.html" in names
     assert not [name for name in names if name.startswith(("export/", "runtime/", "models/")) or "/source/" in name]
     assert wheel.stat().st_size < 40e6
+
+
+def test_ci_installs_pinned_versions_with_hashes() -> None:
+    lock = (ROOT / ".ci" / "requirements.txt").read_text("utf-8")
+    pins = re.findall(r"^([a-z0-9._-]+)==\S+(?: ;[^\\]*)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", lock, re.MULTILINE)
+    assert len(pins) == len(re.findall(r"^[a-z0-9]", lock, re.MULTILINE)) > 100
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    wanted = {re.split(r"[\[<>=;! ]", need)[0].lower() for extra in ("dev", "docs") for need in extras[extra]} - {"diffusette", "torch"}
+    assert wanted - {name for name, _ in pins} == set()
