@@ -32,6 +32,8 @@ MAX_BYTES = 256 << 20
 """Larger files are refused before reading."""
 
 _OPAQUE_BACKGROUND = (255, 255, 255)
+_BAND = 1 << 20
+"""Pixels of a band of rows."""
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -81,10 +83,19 @@ def as_image(image: Image.Image, what: str = "image") -> Image.Image:
     """
     image = _eight_bits(image, what)
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, _OPAQUE_BACKGROUND)
-        image = Image.alpha_composite(background, image)
+        return _on_background(image)
     return image.convert("RGB")
+
+
+def _on_background(image: Image.Image) -> Image.Image:
+    """`image` on white as RGB; in bands of rows, so that a large image takes little more memory than the result."""
+    made = Image.new("RGB", image.size)
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        background = Image.new("RGBA", band.size, _OPAQUE_BACKGROUND)
+        made.paste(Image.alpha_composite(background, band).convert("RGB"), (0, top))
+    return made
 
 
 def _eight_bits(image: Image.Image, what: str) -> Image.Image:
@@ -157,8 +168,12 @@ def _alpha(image: Image.Image) -> Image.Image | None:
 
 def _has_one_colour(image: Image.Image) -> bool:
     """Whether the opaque parts of `image` (RGBA) have one colour, up to compression."""
-    opaque = np.asarray(image)[np.asarray(image.getchannel("A")) > 127][:, :3]
-    return not opaque.size or int(np.ptp(opaque, axis=0).max()) <= 32
+    opaque = image.getchannel("A").point([0] * 128 + [255] * 128)
+    for channel in "RGB":
+        found = np.flatnonzero(image.getchannel(channel).histogram(opaque))
+        if found.size and found[-1] - found[0] > 32:
+            return False
+    return True
 
 
 def soften(mask: Image.Image, blur: float = 0.0, *, invert: bool = False) -> Image.Image:

@@ -181,6 +181,30 @@ for number in range({len(giants)}):
     assert not done.stderr
 
 
+def test_large_transparent_images_are_put_on_white_in_bands_like_small_ones(monkeypatch):
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (50, 7, 4), dtype=np.uint8))
+    whole = np.asarray(image_io.as_image(image))
+    monkeypatch.setattr(image_io, "_BAND", 40)
+    np.testing.assert_array_equal(np.asarray(image_io.as_image(image)), whole)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory as Linux counts it")
+@pytest.mark.parametrize("read", ["read", "read_mask", "read_holes"])
+def test_the_largest_image_with_transparency_takes_little_more_memory_than_its_pixels(tmp_path, read):
+    image = Image.new("P", (8192, 8192))
+    image.putpalette([value for grey in range(256) for value in (grey, grey, grey)])
+    image.save(tmp_path / "large.png", transparency=0)
+    script = f"""if True:
+        import resource, sys
+        from pathlib import Path
+        from diffusette.runtime.images import image_io
+        image_io.{read}(Path(sys.argv[1]))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    """
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "large.png")], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 640
+
+
 @pytest.mark.parametrize(
     "data",
     [
