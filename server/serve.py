@@ -24,6 +24,7 @@ from types import FrameType
 import uvicorn
 
 from ..models.errors import RequestError
+from ..runtime.engine import providers
 from ..runtime.provenance.marks import Marks, kept_in
 from ..runtime.saving import ImageWriter
 from .app import build
@@ -66,6 +67,7 @@ def serve(setup: Setup, ready: Callable[[str], None]) -> None:
         RequestError: a host beyond loopback without a token, a port in use, a data folder that cannot be used, or a signature that was
             asked for and cannot be made.
         BundleError: a model cannot be opened.
+        ProviderError: a provider or a device that was named is not there, or runs none of the models.
     """
     loopback = is_loopback(setup.host)
     if not loopback and not setup.token:
@@ -78,6 +80,7 @@ def serve(setup: Setup, ready: Callable[[str], None]) -> None:
         folders = [setup.data / "loras" if setup.loras is None else setup.loras]
         folders.append(setup.data / "embeddings" if setup.embeddings is None else setup.embeddings)
         catalog = Catalog(setup.models, *folders, checks=setup.machine.safety)
+        _check_provider(setup.machine, catalog)
         service = open_service(setup.data, catalog, setup.limits, setup.machine, writer, log_prompts=setup.log_prompts)
         hosts = frozenset(host.lower() for host in (*setup.allow_hosts, *([] if loopback else [socket.gethostname()])))
         policy = Policy(port, loopback, setup.token or None, hosts, frozenset(setup.allow_origins), setup.limits)
@@ -104,6 +107,14 @@ def serve(setup: Setup, ready: Callable[[str], None]) -> None:
             h11_max_incomplete_event_size=16 << 10,
         )
         _Server(config, service, opened).run([bound])
+
+
+def _check_provider(machine: Machine, catalog: Catalog) -> None:
+    """Resolve what was named, so that a wrong name ends the start and not every job."""
+    if (machine.provider, machine.device) == (providers.AUTO, 0):
+        return
+    for offer in catalog.offers.values():
+        providers.resolve(machine.provider, offer.manifest.target, machine.device)
 
 
 class _Server(uvicorn.Server):

@@ -28,6 +28,7 @@ class Machine:
     threads: int = 0
     safety: bool = True
     flagged: Hiding = "black"
+    device: int = 0
 
 
 class Resident:
@@ -48,7 +49,7 @@ class Resident:
         self.close()
         check()
         machine = self._machine
-        checked = partial(load, safety=machine.safety, flagged=machine.flagged)
+        checked = partial(load, safety=machine.safety, flagged=machine.flagged, device=machine.device)
         opened = checked(offer.bundle.folder, machine.provider, machine.memory, threads=machine.threads)
         runner = Watched(opened.components, self._run)
         self._pipeline = Pipeline(

@@ -37,6 +37,7 @@ class Open(_Message):
 
     model: str | None = None
     provider: str | None = None
+    device: Annotated[int, Meta(ge=0)] | None = None
     memory: str | None = None
     safety: bool = True
     flagged: Hiding | None = None

@@ -54,6 +54,7 @@ class Settings:
     models: tuple[Path, ...] = (DEMO,)
     """The models that `ready` describes; the first one is used until another is opened."""
     provider: str = "auto"
+    device: int = 0
     memory: str = "auto"
     threads: int = 0
     flagged: Hiding = "black"
@@ -210,14 +211,16 @@ class _Host:
 
     def _setup(self, folder: Path) -> Setup:
         cache = None if self.settings.data is None else self.settings.data / CACHE
-        return Setup(folder, self.settings.provider, self.settings.memory, self.settings.threads, cache, flagged=self.settings.flagged)
+        given = self.settings
+        return Setup(folder, given.provider, given.memory, given.threads, cache, flagged=given.flagged, device=given.device)
 
     def _opened(self, message: Open) -> Setup:
         folder = self.settings.models[0] if message.model is None else self.folders.inside("model", message.model)
         refiner = None if message.refiner is None else self.folders.inside("refiner", message.refiner)
         setup = self._setup(folder)
         setup = replace(setup, safety=message.safety, flagged=message.flagged or setup.flagged, refiner=refiner)
-        return replace(setup, provider=message.provider or setup.provider, memory=message.memory or setup.memory)
+        device = setup.device if message.device is None else message.device
+        return replace(setup, provider=message.provider or setup.provider, device=device, memory=message.memory or setup.memory)
 
     def _output(self, message: Generate) -> Output:
         folder = None if message.images == "base64" else self.settings.data

@@ -68,6 +68,7 @@ class Settings:
     """Further folders with images that may be edited."""
     models: tuple[Path, ...] = (DEMO,)
     provider: str = "auto"
+    device: int = 0
     memory: str = "auto"
     threads: int = 0
     flagged: Hiding = "black"
@@ -232,9 +233,8 @@ class Tools:
         if name not in self.models:
             raise Refusal("invalid_request", f"model: {name[:100]!r} is not known; choose one of {', '.join(self.models)}", "model")
         cache = self.settings.data / CACHE
-        return Setup(
-            self.models[name], self.settings.provider, self.settings.memory, self.settings.threads, cache, flagged=self.settings.flagged
-        )
+        given = self.settings
+        return Setup(self.models[name], given.provider, given.memory, given.threads, cache, flagged=given.flagged, device=given.device)
 
     def _state(self, task: Task) -> str:
         if isinstance(task.outcome, Refusal):

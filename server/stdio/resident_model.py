@@ -35,6 +35,7 @@ class Setup:
     safety: bool = True
     flagged: Hiding = "black"
     refiner: Path | None = None
+    device: int = 0
 
 
 class ResidentModel:

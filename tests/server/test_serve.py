@@ -182,6 +182,17 @@ def test_prompts_stay_out_of_the_log_unless_asked(tmp_path: Path) -> None:
         assert (SECRET in log) == told
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--provider", "cpu", "--device", "3"), "device 3: cpu has no such device"), (("--provider", "qnn"), "'qnn' runs 'portable'")],
+)
+def test_a_provider_or_device_that_is_not_there_ends_the_start(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    command = [sys.executable, "-m", "diffusette", "serve", "--port", "0", "--no-browser", "--data", str(tmp_path / "data"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert words in done.stderr
+
+
 def test_models_tell_whether_images_are_checked_and_flagged_ones_are_blurred_if_asked(tmp_path: Path) -> None:
     from diffusette.models.bundle import DEMO
 

@@ -10,7 +10,7 @@ import click
 
 from . import console
 from .marking import mark_options
-from .options import FILE, FOLDER, MEMORY, PROVIDER, GroupedCommand, as_json, flagged_option, option, request_options
+from .options import FILE, FOLDER, MEMORY, PROVIDER, GroupedCommand, as_json, device_option, flagged_option, option, request_options
 
 if TYPE_CHECKING:
     from ..runtime.images.safety_checker import Hiding
@@ -35,9 +35,7 @@ _MODEL, _FILES, _CHECKS = "Model and machine", "Files", "Safety and marks"
 @option("--model", type=FOLDER, group=_MODEL, help="Folder of a bundle.  [default: the demo model]")
 @request_options(_MODEL, "decoder")
 @option("--provider", default="auto", show_default=True, type=PROVIDER, group=_MODEL, help="A provider of `diffusette doctor`, or auto.")
-@option(
-    "--device", default=0, show_default=True, metavar="N", group=_MODEL, help="The provider's device, as `diffusette doctor` lists them."
-)
+@device_option(_MODEL)
 @option("--memory", default="auto", show_default=True, type=MEMORY, group=_MODEL, help="Memory plan.")
 @option("--threads", type=int, default=0, group=_MODEL, help="Threads inside an operator.  [default: one per core]")
 @option("--no-cache", is_flag=True, group=_MODEL, help="Do not keep optimized graphs of large models for the next start.")

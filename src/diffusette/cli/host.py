@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .marking import mark_options
-from .options import FOLDER, MEMORY, PROVIDER, flagged_option
+from .options import FOLDER, MEMORY, PROVIDER, device_option, flagged_option
 
 if TYPE_CHECKING:
     from ..runtime.images.safety_checker import Hiding
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--allow", "allowed", type=FOLDER, multiple=True, help="Folder in which requests may name files to read. Repeatable.")
 @click.option("--model", "models", type=FOLDER, multiple=True, help="Folder of a bundle that may be opened. Repeatable.  [default: demo]")
 @click.option("--provider", default="auto", show_default=True, type=PROVIDER, help="A provider of `diffusette doctor`, or auto.")
+@device_option("")
 @click.option("--memory", default="auto", show_default=True, type=MEMORY, help="Memory plan.")
 @click.option("--threads", type=int, default=0, help="Threads inside an operator.  [default: one per core]")
 @flagged_option("")
@@ -32,6 +33,7 @@ def host(
     allowed: tuple[Path, ...],
     models: tuple[Path, ...],
     provider: str,
+    device: int,
     memory: str,
     threads: int,
     flagged: Hiding,
@@ -50,7 +52,7 @@ def host(
         data = data.resolve()
     chosen = {"models": tuple(model.resolve() for model in models)} if models else {}
     settings = host_protocol.Settings(
-        data, allowed, provider=provider, memory=memory, threads=threads, flagged=flagged, marks=marks, **chosen
+        data, allowed, provider=provider, device=device, memory=memory, threads=threads, flagged=flagged, marks=marks, **chosen
     )
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, whatever thread waits for what
     host_protocol.run(settings, sys.stdin.buffer, stdout)

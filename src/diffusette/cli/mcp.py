@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .marking import mark_options
-from .options import FOLDER, MEMORY, PROVIDER, flagged_option
+from .options import FOLDER, MEMORY, PROVIDER, device_option, flagged_option
 
 if TYPE_CHECKING:
     from ..runtime.images.safety_checker import Hiding
@@ -24,12 +24,21 @@ if TYPE_CHECKING:
 @click.option("--allow", "allowed", type=FOLDER, multiple=True, help="Folder with images that may be edited. Repeatable.")
 @click.option("--model", "models", type=FOLDER, multiple=True, help="Folder of a bundle to offer. Repeatable.  [default: demo]")
 @click.option("--provider", default="auto", show_default=True, type=PROVIDER, help="A provider of `diffusette doctor`, or auto.")
+@device_option("")
 @click.option("--memory", default="auto", show_default=True, type=MEMORY, help="Memory plan.")
 @click.option("--threads", type=int, default=0, help="Threads inside an operator.  [default: one per core]")
 @flagged_option("")
 @mark_options("Marks")
 def mcp(
-    data: Path, allowed: tuple[Path, ...], models: tuple[Path, ...], provider: str, memory: str, threads: int, flagged: Hiding, marks: Marks
+    data: Path,
+    allowed: tuple[Path, ...],
+    models: tuple[Path, ...],
+    provider: str,
+    device: int,
+    memory: str,
+    threads: int,
+    flagged: Hiding,
+    marks: Marks,
 ) -> None:
     """Serve an MCP client that starts this process: tools to generate and edit images.
 
@@ -42,7 +51,7 @@ def mcp(
     data.mkdir(parents=True, exist_ok=True)
     chosen = {"models": tuple(model.resolve() for model in models)} if models else {}
     settings = mcp_server.Settings(
-        data.resolve(), allowed, provider=provider, memory=memory, threads=threads, flagged=flagged, marks=marks, **chosen
+        data.resolve(), allowed, provider=provider, device=device, memory=memory, threads=threads, flagged=flagged, marks=marks, **chosen
     )
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, whatever thread waits for what
     mcp_server.run(settings)

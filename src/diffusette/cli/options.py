@@ -145,6 +145,12 @@ def flagged_option(group: str) -> Callable[[Command], Command]:
     return option("--flagged", type=click.Choice(["black", "blur"]), default="black", show_default=True, group=group, help=text)
 
 
+def device_option(group: str) -> Callable[[Command], Command]:
+    """The option `--device` under the heading `group`."""
+    text = "The provider's device, as `diffusette doctor` lists them."
+    return option("--device", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", group=group, help=text)
+
+
 def _shown(default: Any) -> str:
     """A default for `--help`; empty for nothing and for flags."""
     if default in (None, (), "", False):

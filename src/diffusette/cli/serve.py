@@ -12,7 +12,7 @@ import click
 from ..models.errors import ProviderError
 from . import console
 from .marking import mark_options
-from .options import FOLDER, MEMORY, PROVIDER, GroupedCommand, as_json, flagged_option, option
+from .options import FOLDER, MEMORY, PROVIDER, GroupedCommand, as_json, device_option, flagged_option, option
 
 if TYPE_CHECKING:
     from ..runtime.images.safety_checker import Hiding
@@ -35,6 +35,7 @@ _MODELS, _NETWORK, _MACHINE, _MARKS, _LOG = "Models", "Network", "Machine", "Mar
 )
 @option("--no-browser", is_flag=True, group=_NETWORK, help="Do not open the browser.")
 @option("--provider", type=PROVIDER, default="auto", show_default=True, group=_MACHINE, help="Execution provider.")
+@device_option(_MACHINE)
 @option("--memory", type=MEMORY, default="auto", show_default=True, group=_MACHINE, help="Memory plan.")
 @option("--threads", type=click.IntRange(0, 1024), default=0, group=_MACHINE, help="Threads inside an operator.  [default: all cores]")
 @option("--queue", type=click.IntRange(1, 100_000), default=200, show_default=True, group=_MACHINE, help="Jobs that may wait.")
@@ -56,6 +57,7 @@ def serve(
     allow_origins: tuple[str, ...],
     no_browser: bool,
     provider: str,
+    device: int,
     memory: str,
     threads: int,
     queue: int,
@@ -104,7 +106,7 @@ def serve(
         browser=not no_browser,
         access_log=not quiet,
         log_prompts=log_prompts,
-        machine=Machine(provider, memory, threads, safety=not no_safety_filter, flagged=flagged),
+        machine=Machine(provider, memory, threads, safety=not no_safety_filter, flagged=flagged, device=device),
         marks=marks,
         limits=Limits(queue=queue),
     )

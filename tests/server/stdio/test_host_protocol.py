@@ -169,6 +169,16 @@ def test_nothing_is_written_outside_the_data_folder(tmp_path: Path, monkeypatch:
     assert len(list(tmp_path.rglob("*.*"))) == 1
 
 
+def test_the_device_is_chosen_at_the_start_or_when_a_model_opens() -> None:
+    with started("--provider", "cpu", "--device", "3") as host:
+        refused = host.ask(id=1, type="open")
+        assert (refused["type"], refused["code"]) == ("error", "provider_error")
+        assert "device 3: cpu has no such device" in refused["message"]
+        assert host.ask(id=2, type="open", device=0)["type"] == "done"
+        assert "device 2: cpu" in host.ask(id=3, type="open", device=2)["message"]
+        assert host.ask(id=4, type="open", device=-1)["code"] == "invalid_request"
+
+
 def test_progress_tells_the_phases_and_previews_come_when_asked(tmp_path: Path) -> None:
     with started("--data", tmp_path) as host:
         host.send(id="a", type="generate", request={**FOX, "count": 2}, previews=2, format="webp", quality=80)
