@@ -105,6 +105,8 @@ def _eight_bits(image: Image.Image, what: str) -> Image.Image:
     _check_size(*image.size, what)
     with _refusals(what):
         image.load()
+        if image.mode in {"P", "PA"} and image.palette is None:
+            raise ValueError("it has no palette")
         if image.mode.startswith("I"):  # 16-bit grey; Pillow itself would clip values above 255
             return Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
         return image

@@ -188,6 +188,16 @@ def test_large_transparent_images_are_put_on_white_in_bands_like_small_ones(monk
     np.testing.assert_array_equal(np.asarray(image_io.as_image(image)), whole)
 
 
+@pytest.mark.parametrize("read", [image_io.read, image_io.read_mask, image_io.read_holes])
+@pytest.mark.parametrize("options", [{}, {"transparency": 0}])
+def test_a_palette_image_without_a_palette_is_refused(read, options):
+    data = saved(Image.new("P", (4, 4)), **options)
+    start = data.index(b"PLTE") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    with pytest.raises(RequestError, match="it has no palette"):
+        read(data[:start] + data[end:])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory as Linux counts it")
 @pytest.mark.parametrize("read", ["read", "read_mask", "read_holes"])
 def test_the_largest_image_with_transparency_takes_little_more_memory_than_its_pixels(tmp_path, read):
