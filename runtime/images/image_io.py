@@ -133,7 +133,7 @@ def as_mask(image: Image.Image, what: str = "mask") -> Image.Image:
     image = _eight_bits(image, what)
     alpha = _alpha(image)
     if alpha is None:
-        return image.convert("L")
+        return _grey(image)
     strokes = _has_one_colour(image.convert("RGBA"))
     mask = alpha if strokes else ImageOps.invert(alpha)
     mask.info = {_HOW: "the strokes on its transparent ground are regenerated" if strokes else "its transparent parts are regenerated"}
@@ -157,7 +157,7 @@ def read_holes(source: Path | bytes, what: str = "mask") -> Image.Image:
     """
     image = _decode(source, what)
     alpha = _alpha(image)
-    return ImageOps.invert(image.convert("L") if alpha is None else alpha)
+    return ImageOps.invert(_grey(image) if alpha is None else alpha)
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
@@ -166,6 +166,11 @@ def _alpha(image: Image.Image) -> Image.Image | None:
         return None
     alpha = image.convert("RGBA").getchannel("A")
     return None if alpha.getextrema() == (255, 255) else alpha
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """`image` in mode L. Pillow warns of a palette with transparency unless the image becomes RGBA first."""
+    return (image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image).convert("L")
 
 
 def _has_one_colour(image: Image.Image) -> bool:

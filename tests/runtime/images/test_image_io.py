@@ -188,6 +188,14 @@ def test_large_transparent_images_are_put_on_white_in_bands_like_small_ones(monk
     np.testing.assert_array_equal(np.asarray(image_io.as_image(image)), whole)
 
 
+@pytest.mark.parametrize("read", [image_io.read_mask, image_io.read_holes])
+def test_a_mask_with_an_opaque_palette_is_brightness(read):
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8))
+    palette.putpalette([0, 0, 0, 200, 200, 200])
+    mask = np.asarray(read(saved(palette, transparency=b"\xff\xff"))).tolist()
+    assert mask == ([[0, 200]] if read is image_io.read_mask else [[255, 55]])
+
+
 @pytest.mark.parametrize("read", [image_io.read, image_io.read_mask, image_io.read_holes])
 @pytest.mark.parametrize("options", [{}, {"transparency": 0}])
 def test_a_palette_image_without_a_palette_is_refused(read, options):
