@@ -19,6 +19,7 @@ PLACES = {
     "export": "export",
     "benchmarks": "benchmarks",
     "server": "server",
+    "shipping": "shipping",
     "cli": "src/diffusette/cli",
     "": "src/diffusette",
 }
@@ -29,7 +30,8 @@ TOP = {
     "export": "models",
     "benchmarks": "models runtime",
     "server": "models runtime",
-    "cli": "models runtime export benchmarks server",
+    "shipping": "models runtime",
+    "cli": "models runtime export benchmarks server shipping",
     "": "models runtime export cli",
 }
 """Arrows between the top folders. `runtime_bridge.py` and `calibration.py` of `export` may import `runtime` too: they record the real
@@ -116,6 +118,9 @@ ARROWS = {
         "security": "api jobs limits log sign_in",
         "app": "api assets jobs log security",
         "serve": "app connections jobs limits security",
+    },
+    "shipping": {
+        "browser": "",
     },
 }
 """Package (or a module beside the packages) → the ones of the same top folder that it may import. Modules of one package may import

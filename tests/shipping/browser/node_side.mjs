@@ -81,6 +81,12 @@ const answers = {
     );
   },
 
+  /** {bundle}: the files that the page reads. */
+  async files({ bundle }) {
+    const { filesOf } = await module("model");
+    return filesOf(JSON.parse(readFileSync(`${bundle}/manifest.json`)));
+  },
+
   /** {ort, bundle, requests, png}: whole images with ONNX Runtime Web's WASM. */
   async draw({ ort: packageFolder, bundle, requests, png, tool, hash }) {
     const ort = createRequire(`${packageFolder}/`)("onnxruntime-web");
