@@ -29,7 +29,7 @@ LARGE = 2 << 30
 """From here on, phones and small PCs fail."""
 LARGEST_FILE = (2 << 30) - (1 << 20)
 """Browsers hold no larger array."""
-PAGE = 150 << 20
+PAGE = 260 << 20
 """The page itself, its runtime and the browser's process."""
 OPEN, DECODING = 1.4, 5400
 """Memory of open components as a multiple of their files, and bytes per pixel that decoding takes: as `runtime/engine/memory_plans.py`
@@ -51,8 +51,7 @@ def check(bundle: Bundle) -> None:
         (found.family not in FAMILIES, f"the family is {found.family}; sites draw with text-to-image models of {', '.join(FAMILIES)} only"),
         (
             "safety_checker" in found.components,
-            "the model has a safety checker, which does not run in a browser, so its images would be unchecked; "
-            "use `diffusette serve`, which runs it",
+            "the model has a safety checker, which does not run in a browser: its images would be unchecked; use `diffusette serve`",
         ),
         (
             found.target not in TARGETS,
@@ -66,12 +65,12 @@ def check(bundle: Bundle) -> None:
     if missing := {f"{found.tokenizers['tokenizer'].folder}/{name}" for name in _WORDS[:2]} - found.files.keys():
         raise BundleError(f"{folder}: {min(missing)} is missing, expected the files of a CLIP tokenizer: export the model again")
     clip_vocabulary.read(bundle.path(found.tokenizers["tokenizer"].folder))
-    large = {name: found.files[name].size for name in files_of(found) if found.files[name].size > LARGEST_FILE}
-    if large or peak(found) > LARGEST:
-        needed = f"{peak(found) / 2**30:.1f} GiB"
+    largest = max(found.files[name].size for name in files_of(found))
+    if largest > LARGEST_FILE or peak(found) > LARGEST:
         raise RequestError(
-            f"{folder}: drawing would take about {needed} of memory, and a browser's tab has at most {LARGEST >> 30} GiB, in files of at most "
-            f"2 GiB: export the model with --precision int8, or use `diffusette serve`"
+            f"{folder}: drawing would take about {peak(found) / 2**30:.1f} GiB of memory, with a file of {largest / 2**30:.1f} GiB; "
+            f"a browser's tab has at most {LARGEST >> 30} GiB, in files of at most 2 GiB: export the model with --precision int8, or use "
+            "`diffusette serve`"
         )
 
 

@@ -117,7 +117,7 @@ def _download(advance: Callable[[str, float], None]) -> bytes:
     """The package, from npm's registry or the one that npm is set to (NPM_CONFIG_REGISTRY)."""
     from urllib.request import urlopen
 
-    registry = os.environ.get("NPM_CONFIG_REGISTRY") or os.environ.get("npm_config_registry") or REGISTRY
+    registry = os.environ.get("NPM_CONFIG_REGISTRY") or REGISTRY
     address = f"{registry.rstrip('/')}/{PATH}"
     if not address.startswith(("https://", "http://127.0.0.1", "http://localhost")):
         raise RequestError(f"{registry}: expected the address of an npm registry over https; {_OFFLINE}")

@@ -33,7 +33,12 @@ PAGE = Path(__file__).parent / "site"
 SITE = "site.json"
 HEADERS = "/*\n  Cross-Origin-Opener-Policy: same-origin\n  Cross-Origin-Embedder-Policy: require-corp\n"
 """Netlify and Cloudflare Pages read `_headers`. With these two, WebAssembly may use threads."""
-DEMO_EXAMPLES = ("red apple, flat style, blue background", "fox, noto style", "castle, flat style", "sunflower, noto style, green background")
+DEMO_EXAMPLES = (
+    "red apple, flat style, blue background",
+    "fox, noto style",
+    "castle, flat style",
+    "sunflower, noto style, green background",
+)
 _SHELL = (".js", ".css", ".json", ".svg", ".webmanifest")
 """What the service worker keeps from the start; the model and WebAssembly come when the first image is asked for."""
 _ROOT = ("index.html", "sw.js")
@@ -117,7 +122,7 @@ def write_site(
         _write(stage / "sw.js", _service_worker(facts, stage).encode())
         _write(stage / "_headers", HEADERS.encode())
         written = [path for path in stage.rglob("*") if path.is_file()]
-        report = Report(
+        return Report(
             files=len(written),
             size=sum(path.stat().st_size for path in written),
             download=sum(len(binaries[part.written]) for part in web_runtime.WASM)
@@ -126,7 +131,6 @@ def write_site(
             memory=fit.peak(manifest),
             notes=_notes(bundle, fit.peak(manifest)),
         )
-    return report
 
 
 def _notes(bundle: Bundle, memory: int) -> tuple[str, ...]:
@@ -185,7 +189,9 @@ def _index(facts: Mapping[str, Any]) -> str:
 def _service_worker(facts: Mapping[str, Any], stage: Path) -> str:
     """The service worker, with the hashes of what the page consists of."""
     listed: Mapping[str, Mapping[str, Any]] = facts["files"]
-    files: dict[str, str] = {name: file["sha256"] for name, file in listed.items() if name.startswith(("app/", "runtime/")) and name.endswith(_SHELL)}
+    files: dict[str, str] = {
+        name: file["sha256"] for name, file in listed.items() if name.startswith(("app/", "runtime/")) and name.endswith(_SHELL)
+    }
     for name in ("index.html", SITE):
         files[name] = base64.b64encode(hashlib.sha256((stage / name).read_bytes()).digest()).decode()
     return (PAGE / "sw.js").read_text("utf-8").replace("/* FILES */ {}", json.dumps(files, indent=1))

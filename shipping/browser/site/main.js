@@ -47,7 +47,7 @@ function startWorker() {
     events.failed({ code: "internal", message: event.message || "worker" });
   };
   ready = null;
-  worker.postMessage({ type: "start", site });
+  worker.postMessage({ type: "start", site, wish: new URLSearchParams(location.search).get("provider") });
 }
 
 const peak = (pixels) => site.memory.open + Math.max(site.memory.largest, site.memory.pixel * pixels);
@@ -79,8 +79,8 @@ const events = {
   loading({ done, total }) {
     showProgress(t("loading", { done: bytes(done), total: bytes(total) }), done / total);
   },
-  opening({ component }) {
-    showProgress(t(`opening.${component}`));
+  opening({ component, done }) {
+    showProgress(t(`opening.${component}`), done);
   },
   ready(facts) {
     ready = facts;

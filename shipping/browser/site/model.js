@@ -26,7 +26,8 @@ export function filesOf(manifest) {
 /**
  * Open the model of `manifest`. `read(path)` gives the bytes of a file of the bundle; `provider` is "wasm" or "webgpu".
  *
- * `opened(name)` is called as each component opens. Sessions open one after the other, so that few weights are in memory twice.
+ * `opened(name)` is called when the files of a component are there and it opens. Sessions open one after the other, so that few weights
+ * are in memory twice.
  */
 export async function openModel(ort, manifest, read, { provider = "wasm", opened = () => {} } = {}) {
   const text = async (path) => new TextDecoder().decode(await read(path));
@@ -40,14 +41,15 @@ export async function openModel(ort, manifest, read, { provider = "wasm", opened
   );
   const sessions = {};
   for (const name of COMPONENTS) {
-    opened(name);
     const { graph } = manifest.components[name];
     const place = graph.slice(0, graph.lastIndexOf("/") + 1);
     const names = filesOf(manifest).filter((file) => file.startsWith(place) && file !== graph);
     const externalData = [];
     for (const file of names) externalData.push({ path: file.slice(place.length), data: await read(file) });
     const options = { executionProviders: [provider], logSeverityLevel: 3, ...(externalData.length ? { externalData } : {}) };
-    sessions[name] = await ort.InferenceSession.create(await read(graph), options);
+    const bytes = await read(graph);
+    opened(name);
+    sessions[name] = await ort.InferenceSession.create(bytes, options);
   }
   return new Model(ort, manifest, tokenizer, sessions, provider);
 }

@@ -10,6 +10,7 @@ const MODEL = "model/";
 const send = (type, facts = {}, transfer = []) => self.postMessage({ type, ...facts }, transfer);
 
 let site;
+let wish; // "webgpu", "wasm" or null
 let files;
 let model = null;
 let stop = null; // AbortController of what runs
@@ -29,12 +30,17 @@ async function turn() {
   if (stop.signal.aborted) throw new Cancelled();
 }
 
-const onGpu = async () => site.runtime.webgpu && Boolean(await navigator.gpu?.requestAdapter().catch(() => null));
+/** Whether to draw with WebGPU: where the site has its runtime, and on real hardware. `?provider=webgpu` or `wasm` decides otherwise. */
+async function onGpu() {
+  if (!site.runtime.webgpu || wish === "wasm") return false;
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  return Boolean(adapter) && (wish === "webgpu" || !adapter.info?.isFallbackAdapter);
+}
 const runtimeFiles = (gpu) => (gpu ? ["runtime/ort.webgpu.js", "runtime/ort.webgpu.wasm"] : ["runtime/ort.wasm.js", "runtime/ort.wasm"]);
 const needed = (gpu) => [runtimeFiles(gpu)[1], ...site.model.files.map((path) => MODEL + path)];
 
 async function start(message) {
-  site = message.site;
+  ({ site, wish } = message);
   files = new Files(BASE, site.files);
   const paths = needed(await onGpu());
   const missing = await files.missing(paths);
@@ -56,7 +62,13 @@ async function openOn(gpu) {
   const missing = await files.missing(needed(gpu));
   const total = missing.reduce((sum, path) => sum + site.files[path].size, 0);
   let done = 0;
-  const arrived = (bytes) => send("loading", { done: (done += bytes), total });
+  let told = 0;
+  const arrived = (bytes) => {
+    done += bytes;
+    if (done < total && performance.now() - told < 100) return;
+    told = performance.now();
+    send("loading", { done, total });
+  };
   const read = (path) => files.read(path, { signal: stop.signal, arrived });
   const [script, binary] = runtimeFiles(gpu);
   const ort = await import(`../${script}`);
@@ -66,7 +78,7 @@ async function openOn(gpu) {
   const manifest = JSON.parse(new TextDecoder().decode(await read(`${MODEL}manifest.json`)));
   const opened = (component) => {
     if (stop.signal.aborted) throw new Cancelled();
-    if (done >= total) send("opening", { component });
+    send("opening", { component, done: total ? done / total : 1 });
   };
   model = await openModel(ort, manifest, (path) => read(MODEL + path), { provider: gpu ? "webgpu" : "wasm", opened });
   await files.tidy();

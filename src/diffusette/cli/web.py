@@ -43,9 +43,7 @@ def web(
 
     opened = open_bundle(bundle)
     with console.progress() as advance:
-        report = write_site(
-            opened, destination, tool=tool(), runtime=runtime, title=title, examples=examples, force=force, advance=advance
-        )
+        report = write_site(opened, destination, tool=tool(), runtime=runtime, title=title, examples=examples, force=force, advance=advance)
     for note in report.notes:
         console.say(f"note: {note}")
     if as_json:

@@ -154,7 +154,10 @@ UNET = DEMO_MANIFEST.components["unet"]
         ({"noise": manifests.Noise(prediction="flow")}, "it predicts flow; sites know epsilon, v_prediction, sample"),
         ({"files": {}}, "has no manifest.json: make a bundle of it"),
         ({"files": larger(80)}, "drawing would take about"),
-        ({"components": {**DEMO_MANIFEST.components, "unet": msgspec.structs.replace(UNET, inputs={"y": UNET.inputs["sample"]})}}, "unet.y"),
+        (
+            {"components": {**DEMO_MANIFEST.components, "unet": msgspec.structs.replace(UNET, inputs={"y": UNET.inputs["sample"]})}},
+            "unet.y",
+        ),
     ],
 )
 def test_what_a_browser_cannot_draw_is_refused_in_one_line(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
