@@ -101,6 +101,8 @@ def write_site(
         for path in sorted(PAGE.iterdir()):
             if path.name not in _ROOT:
                 _write(stage / "app" / path.name, path.read_bytes())
+        app = json.loads((PAGE / "manifest.webmanifest").read_text("utf-8")) | {"name": title or manifest.source.name}
+        _write(stage / "app" / "manifest.webmanifest", json.dumps(app, indent=1, ensure_ascii=False).encode())
         needed = [FILE_NAME, *fit.files_of(manifest)]
         facts: dict[str, Any] = {
             "title": title or manifest.source.name,

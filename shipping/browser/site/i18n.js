@@ -22,7 +22,7 @@ export const number = (value, digits = 1) => new Intl.NumberFormat(language, { m
 
 export function bytes(size) {
   const [value, unit] = size >= 1e9 ? [size / 1e9, "GB"] : size >= 1e6 ? [size / 1e6, "MB"] : [size / 1e3, "KB"];
-  return `${number(value, value < 10 ? 1 : 0)} ${unit}`;
+  return `${number(value, value < 10 ? 1 : 0)}\u00a0${unit}`;
 }
 
 export const seconds = (value) => t("seconds", { n: number(value, value < 10 ? 1 : 0) });

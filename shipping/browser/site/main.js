@@ -6,10 +6,13 @@ import { bytes, language, loadLanguage, t, translate } from "./i18n.js";
 import { resolve } from "./model.js";
 import { announce, hideProgress, showError, showProgress } from "./progress.js";
 import { addImage, restore, showPreview, welcome } from "./stage.js";
+import { threads } from "./threads.js";
 
 const BASE = new URL("../", import.meta.url);
 const LIMIT = 4 * 2 ** 30; // WebAssembly's address space
 const PATIENCE = 4000; // milliseconds for a cancel to be heard before the worker is ended
+
+const wish = Object.fromEntries(new URLSearchParams(location.search)); // ?provider=wasm, ?threads=2
 
 let site;
 let manifest;
@@ -47,7 +50,7 @@ function startWorker() {
     events.failed({ code: "internal", message: event.message || "worker" });
   };
   ready = null;
-  worker.postMessage({ type: "start", site, wish: new URLSearchParams(location.search).get("provider") });
+  worker.postMessage({ type: "start", site, wish });
 }
 
 const peak = (pixels) => site.memory.open + Math.max(site.memory.largest, site.memory.pixel * pixels);
@@ -59,12 +62,14 @@ function smallPrint() {
   else if (download !== null && !ready) said.push(t("kept"));
   const need = peak(manifest.defaults.width * manifest.defaults.height);
   said.push(t("memory", { size: bytes(need) }));
+  if ($("#first")) $("#first").textContent = said.join(" "); // on phones the small print is further down
   const given = navigator.deviceMemory; // in GB, at most 8; few browsers say it
   if (given && need > 0.6 * given * 2 ** 30) said.push(t("memory.scarce", { given, size: bytes(need) }));
-  const cores = Math.min(8, navigator.hardwareConcurrency || 1);
+  const count = (isolated) => threads(isolated, navigator.hardwareConcurrency, wish.threads);
+  const now = count(self.crossOriginIsolated);
   if (ready?.provider === "webgpu") said.push(t("gpu"));
-  else if (self.crossOriginIsolated) said.push(t(cores > 1 ? "threads" : "thread", { count: cores }));
-  else said.push(t(navigator.serviceWorker?.controller && cores > 1 ? "thread.reload" : "thread"));
+  else if (now > 1) said.push(t("threads", { count: now }));
+  else said.push(t(navigator.serviceWorker?.controller && count(true) > 1 ? "thread.reload" : "thread", { count: count(true) }));
   said.push(t("private"));
   $("#small").textContent = said.join(" ");
 }

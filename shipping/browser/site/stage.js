@@ -9,7 +9,7 @@ const images = [];
 /** Show the welcome. */
 export function welcome(title) {
   const art = el("div", { class: "art", "aria-hidden": "true" }, ...[1, 2, 3, 4].map(() => el("i")));
-  $("#view").replaceChildren(el("div", { class: "welcome" }, art, el("p", { class: "big", text: title }), el("p", { text: t("welcome") })));
+  $("#view").replaceChildren(el("div", { class: "welcome" }, art, el("p", { class: "big", text: title }), el("p", { text: t("welcome") }), el("p", { id: "first", class: "narrow" })));
 }
 
 /** Show a small unfinished image, {pixels, width, height}, in the shape of the finished one. */

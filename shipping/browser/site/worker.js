@@ -4,13 +4,14 @@ import { Files } from "./files.js";
 import { texts } from "./metadata.js";
 import { openModel, preview } from "./model.js";
 import { encodePng } from "./png.js";
+import { threads } from "./threads.js";
 
 const BASE = new URL("../", import.meta.url).href;
 const MODEL = "model/";
 const send = (type, facts = {}, transfer = []) => self.postMessage({ type, ...facts }, transfer);
 
 let site;
-let wish; // "webgpu", "wasm" or null
+let wish; // what the address asks for: {provider, threads}
 let files;
 let model = null;
 let stop = null; // AbortController of what runs
@@ -32,9 +33,9 @@ async function turn() {
 
 /** Whether to draw with WebGPU: where the site has its runtime, and on real hardware. `?provider=webgpu` or `wasm` decides otherwise. */
 async function onGpu() {
-  if (!site.runtime.webgpu || wish === "wasm") return false;
+  if (!site.runtime.webgpu || wish.provider === "wasm") return false;
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  return Boolean(adapter) && (wish === "webgpu" || !adapter.info?.isFallbackAdapter);
+  return Boolean(adapter) && (wish.provider === "webgpu" || !adapter.info?.isFallbackAdapter);
 }
 const runtimeFiles = (gpu) => (gpu ? ["runtime/ort.webgpu.js", "runtime/ort.webgpu.wasm"] : ["runtime/ort.wasm.js", "runtime/ort.wasm"]);
 const needed = (gpu) => [runtimeFiles(gpu)[1], ...site.model.files.map((path) => MODEL + path)];
@@ -73,7 +74,7 @@ async function openOn(gpu) {
   const [script, binary] = runtimeFiles(gpu);
   const ort = await import(`../${script}`);
   ort.env.wasm.wasmBinary ??= (await read(binary)).buffer;
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(8, navigator.hardwareConcurrency || 1) : 1;
+  ort.env.wasm.numThreads = threads(self.crossOriginIsolated, navigator.hardwareConcurrency, wish.threads);
   ort.env.logLevel = "error";
   const manifest = JSON.parse(new TextDecoder().decode(await read(`${MODEL}manifest.json`)));
   const opened = (component) => {

@@ -115,8 +115,9 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 
 def test_a_visitor_draws_saves_cancels_and_goes_on_without_a_network(site: tuple[Path, str], visit: Visit, tmp_path: Path) -> None:
     _, url = site
-    page = visit(url)
-    assert "The first image loads 41 MB" in page.inner_text("#small")
+    page = visit(f"{url}?threads=2")
+    assert "with one thread; after a reload of the page, with 2." in page.inner_text("#small")
+    assert "The first image loads 41\u00a0MB" in page.inner_text("#small")
     assert "of memory" in page.inner_text("#small")
     seen: list[str] = []
     page.expose_function("seen", lambda text: seen.extend([text]))
@@ -151,6 +152,7 @@ def test_a_visitor_draws_saves_cancels_and_goes_on_without_a_network(site: tuple
     ready(page)
     assert page.evaluate("crossOriginIsolated")
     assert "no network is needed" in page.inner_text("#small")
+    assert "It draws with 2 threads." in page.inner_text("#small")
     assert page.input_value("#prompt") == PROMPT
     drawn(page, PROMPT, 7)
     assert psnr(Image.open(saved(page, tmp_path / "offline.png")), Image.open(first)) >= 50.0
