@@ -10,7 +10,7 @@ from ...models.errors import BundleError, RequestError
 from ...models.formats import clip_vocabulary
 from ...models.manifest import Manifest
 
-FAMILIES = ("sd1",)
+FAMILIES = ("sd1", "sd2")
 TARGETS = ("cpu", "portable", "openvino")
 """Whose graphs hold only operators that ONNX Runtime Web has."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")

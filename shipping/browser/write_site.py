@@ -41,7 +41,7 @@ DEMO_EXAMPLES = (
 )
 _SHELL = (".js", ".css", ".json", ".svg", ".webmanifest")
 """What the service worker keeps from the start; the model and WebAssembly come when the first image is asked for."""
-_ROOT = ("index.html", "sw.js")
+_ROOT = ("index.html", "sw.js", "boot.js")
 _PIECE = 1 << 20
 
 Advance = Callable[[str, float], None]

@@ -1,11 +1,14 @@
 /** Files of the site: from the browser's cache, or from the server with progress. Each is checked against its SHA-256 in `site.json`. */
 
+import { unpacked } from "./place.js";
+
 export class Files {
-  /** `listed` maps paths to {size, sha256}; `base` is the site's address. */
-  constructor(base, listed) {
+  /** `listed` maps paths to {size, sha256}; `base` is the site's address; a page in one file has its `parts` instead. */
+  constructor(base, listed, parts = null) {
     this.base = base;
     this.listed = listed;
-    this.name = `diffusette files ${new URL(base).pathname}`;
+    this.parts = parts;
+    this.name = parts ? "" : `diffusette files ${new URL(base).pathname}`;
   }
 
   #address(path) {
@@ -13,11 +16,12 @@ export class Files {
   }
 
   async #cache() {
-    return globalThis.caches ? caches.open(this.name).catch(() => null) : null; // only in secure contexts
+    return globalThis.caches && !this.parts ? caches.open(this.name).catch(() => null) : null; // only in secure contexts
   }
 
   /** Those of `paths` that are not here yet. */
   async missing(paths) {
+    if (this.parts) return [];
     const cache = await this.#cache();
     const found = await Promise.all(paths.map(async (path) => ((await cache?.match(this.#address(path))) ? null : path)));
     return found.filter((path) => path !== null);
@@ -25,6 +29,11 @@ export class Files {
 
   /** The bytes of a file. `arrived(bytes)` is called as they come from the server. */
   async read(path, { signal, arrived = () => {} } = {}) {
+    if (this.parts) {
+      const bytes = await unpacked(this.parts.get(path));
+      if (await this.#right(path, bytes)) return bytes;
+      throw new Changed(path);
+    }
     const cache = await this.#cache();
     const kept = await cache?.match(this.#address(path));
     if (kept) {
@@ -39,6 +48,7 @@ export class Files {
 
   /** Forget what an older version of the site has left here. */
   async tidy() {
+    if (this.parts) return;
     const cache = await this.#cache();
     const wanted = new Set(Object.keys(this.listed).map((path) => new URL(this.#address(path)).href));
     for (const request of (await cache?.keys()) ?? []) if (!wanted.has(request.url)) await cache.delete(request);

@@ -1,5 +1,7 @@
 /** Texts, numbers and sizes in the reader's language. */
 
+import { json } from "./place.js";
+
 export const LANGUAGES = ["en", "de"];
 let texts = {};
 export let language = "en";
@@ -7,9 +9,7 @@ export let language = "en";
 export async function loadLanguage(wanted) {
   const own = navigator.languages.map((tag) => tag.slice(0, 2)).find((tag) => LANGUAGES.includes(tag));
   language = LANGUAGES.includes(wanted) ? wanted : (own ?? "en");
-  const answer = await fetch(new URL(`./${language}.json`, import.meta.url));
-  if (!answer.ok) throw new Error(`${language}.json: ${answer.status}`);
-  texts = await answer.json();
+  texts = await json(`app/${language}.json`);
   document.documentElement.lang = language;
 }
 

@@ -1,14 +1,14 @@
 /** The page: loads what it has to know, builds the form, and talks with the worker that draws. */
 
-import { $, remember, remembered } from "./dom.js";
+import { $, el, remember, remembered } from "./dom.js";
 import { buildForm, request, set } from "./form.js";
 import { bytes, language, loadLanguage, t, translate } from "./i18n.js";
 import { resolve } from "./model.js";
+import { base, json, packed } from "./place.js";
 import { announce, hideProgress, showError, showProgress } from "./progress.js";
 import { addImage, restore, showPreview, welcome } from "./stage.js";
 import { threads } from "./threads.js";
 
-const BASE = new URL("../", import.meta.url);
 const LIMIT = 4 * 2 ** 30; // WebAssembly's address space
 const PATIENCE = 4000; // milliseconds for a cancel to be heard before the worker is ended
 
@@ -23,17 +23,11 @@ let ready = null; // {provider, threads} once the model is open
 let download = null; // bytes to come before the first image
 let wanted = null; // the size of the image, for previews
 
-async function json(path, options) {
-  const answer = await fetch(new URL(path, BASE), options);
-  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
-  return answer.json();
-}
-
 /** The service worker, so that the page works without a network. Wait a little for it: then it has checked the worker's files too. */
 async function register() {
-  if (!navigator.serviceWorker) return;
+  if (packed || !navigator.serviceWorker) return;
   try {
-    await navigator.serviceWorker.register(new URL("sw.js", BASE), { scope: BASE.pathname });
+    await navigator.serviceWorker.register(new URL("sw.js", base), { scope: base.pathname });
     if (navigator.serviceWorker.controller) return;
     const controlled = new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true }));
     await Promise.race([controlled, new Promise((resolve) => setTimeout(resolve, 5000))]);
@@ -43,7 +37,7 @@ async function register() {
 }
 
 function startWorker() {
-  worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+  worker = packed ? packed.worker() : new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   worker.onmessage = ({ data }) => events[data.type]?.(data);
   worker.onerror = (event) => {
     event.preventDefault();
@@ -59,7 +53,7 @@ const peak = (pixels) => site.memory.open + Math.max(site.memory.largest, site.m
 function smallPrint() {
   const said = [];
   if (download) said.push(t("first", { size: bytes(download.total), model: bytes(download.model), runtime: bytes(download.runtime) }));
-  else if (download !== null && !ready) said.push(t("kept"));
+  else if (download !== null && !ready) said.push(t(packed ? "packed" : "kept"));
   const need = peak(manifest.defaults.width * manifest.defaults.height);
   said.push(t("memory", { size: bytes(need) }));
   if ($("#first")) $("#first").textContent = said.join(" "); // on phones the small print is further down
@@ -192,7 +186,9 @@ async function start() {
   translate();
   preferences();
   const { model } = site;
-  $("#about").textContent = [model.name === site.title ? "" : model.name, model.licence].filter(Boolean).join(" · ");
+  const paper = packed ? null : model.papers.find((name) => /^licen[cs]e/iu.test(name));
+  const licence = paper ? el("a", { href: new URL(`model/${paper}`, base).href, text: model.licence }) : model.licence;
+  $("#about").replaceChildren(model.name === site.title ? "" : `${model.name} · `, licence);
   buildForm(manifest, site.examples);
   welcome(site.title);
   smallPrint();

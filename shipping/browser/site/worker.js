@@ -3,10 +3,10 @@
 import { Files } from "./files.js";
 import { texts } from "./metadata.js";
 import { openModel, preview } from "./model.js";
+import { base, packed } from "./place.js";
 import { encodePng } from "./png.js";
 import { threads } from "./threads.js";
 
-const BASE = new URL("../", import.meta.url).href;
 const MODEL = "model/";
 const send = (type, facts = {}, transfer = []) => self.postMessage({ type, ...facts }, transfer);
 
@@ -33,7 +33,7 @@ async function turn() {
 
 /** Whether to draw with WebGPU: where the site has its runtime, and on real hardware. `?provider=webgpu` or `wasm` decides otherwise. */
 async function onGpu() {
-  if (!site.runtime.webgpu || wish.provider === "wasm") return false;
+  if (packed || !site.runtime.webgpu || wish.provider === "wasm") return false;
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
   return Boolean(adapter) && (wish.provider === "webgpu" || !adapter.info?.isFallbackAdapter);
 }
@@ -42,7 +42,7 @@ const needed = (gpu) => [runtimeFiles(gpu)[1], ...site.model.files.map((path) =>
 
 async function start(message) {
   ({ site, wish } = message);
-  files = new Files(BASE, site.files);
+  files = new Files(base?.href, site.files, packed?.parts);
   const paths = needed(await onGpu());
   const missing = await files.missing(paths);
   const sum = (some) => some.reduce((total, path) => total + site.files[path].size, 0);
@@ -72,7 +72,7 @@ async function openOn(gpu) {
   };
   const read = (path) => files.read(path, { signal: stop.signal, arrived });
   const [script, binary] = runtimeFiles(gpu);
-  const ort = await import(`../${script}`);
+  const ort = await import(packed?.urls[script] ?? `../${script}`);
   ort.env.wasm.wasmBinary ??= (await read(binary)).buffer;
   ort.env.wasm.numThreads = threads(self.crossOriginIsolated, navigator.hardwareConcurrency, wish.threads);
   ort.env.logLevel = "error";

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from PIL import Image
 
 import diffusette
 from diffusette.cli.main import cli
-from diffusette.models.bundle import DEMO, read_manifest
+from diffusette.models.bundle import DEMO, open_bundle, read_manifest
 from diffusette.models.manifest import fingerprint
 from diffusette.runtime.metadata import image_files, infotext
 from diffusette.runtime.metadata.record import tool
 from diffusette.runtime.result import Step
+from diffusette.shipping.browser import fit
 from tests.shipping.browser.conftest import Node, floats
 
 REQUESTS: list[dict[str, Any]] = [
@@ -25,8 +27,8 @@ REQUESTS: list[dict[str, Any]] = [
     {"prompt": "(fox:1.2), noto style", "negative": "blue", "seed": str(2**64 - 1), "sampler": "euler_a", "steps": 6, "guidance": 4},
     {"prompt": 'a "moon" & <star>, ☾', "seed": "1", "sampler": "ddim", "schedule": "karras", "steps": 4, "width": 64, "height": 96},
 ]
-LEAST = {"dpm++2m": 40.0, "ddim": 40.0, "euler_a": 30.0}
-"""dB. The kernels round int8 differently; noise that is added in each step carries that on."""
+LEAST = 40.0
+"""dB. The kernels round int8 differently; measured 42 to 46. In float, latents are 120 dB from the runtime's."""
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
@@ -59,21 +61,26 @@ def drawn(node: Node, ort_web: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_the_int8_bundle_gives_the_runtimes_image(drawn: tuple[Path, list[Any]], number: int) -> None:
     folder, answers = drawn
     with diffusette.load(provider="cpu") as pipeline:
-        _, image, (record, *denoised) = run(pipeline, REQUESTS[number])
-        assert psnr(Image.open(folder / f"{number}.png"), image) >= LEAST[record.sampler]
+        _, image, (_, *denoised) = run(pipeline, REQUESTS[number])
+        assert psnr(Image.open(folder / f"{number}.png"), image) >= LEAST
         assert len(answers[number]["steps"]) == len(denoised)
 
 
-def test_a_float_bundle_gives_the_runtimes_latents(node: Node, ort_web: Path, sd1_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["sd1", "sd1-lcm", "sd2-v"])
+def test_a_float_bundle_gives_the_runtimes_latents(
+    node: Node, ort_web: Path, bundle_of: Callable[[str], tuple[Path, Path]], tmp_path: Path, family: str
+) -> None:
+    bundle = bundle_of(family)[1]
+    fit.check(open_bundle(bundle))
     requests = [
         {"prompt": "a cat AND a dog:0.7", "seed": "3", "steps": 5, "sampler": name, "width": 32, "height": 24}
         for name in ("euler", "euler_a", "heun", "ddim", "ddpm", "dpm++2m", "lcm")
     ]
-    answers = node("draw", ort=str(ort_web), bundle=str(sd1_bundle), requests=requests, png=str(tmp_path), tool=tool(), hash="0")
-    with diffusette.load(sd1_bundle, provider="cpu") as pipeline:
+    answers = node("draw", ort=str(ort_web), bundle=str(bundle), requests=requests, png=str(tmp_path), tool=tool(), hash="0")
+    with diffusette.load(bundle, provider="cpu") as pipeline:
         for request, answer in zip(requests, answers, strict=True):
             latents, _, _ = run(pipeline, request)
-            assert snr(latents.ravel(), floats(answer["latents"])) >= 60.0, request["sampler"]
+            assert snr(latents.ravel(), floats(answer["latents"])) >= 80.0, request["sampler"]
 
 
 @pytest.mark.parametrize("number", range(len(REQUESTS)))
@@ -98,7 +105,7 @@ def test_the_command_line_reads_the_file_and_makes_the_image_again(drawn: tuple[
     assert "(fox:1.2), noto style" in shown.stdout
     again = CliRunner().invoke(cli, ["generate", "--from", str(folder / "0.png"), "-o", str(tmp_path / "again.png")])
     assert again.exit_code == 0, again.output
-    assert psnr(Image.open(folder / "0.png"), Image.open(tmp_path / "again.png")) >= 40.0
+    assert psnr(Image.open(folder / "0.png"), Image.open(tmp_path / "again.png")) >= LEAST
 
 
 def test_previews_are_the_runtimes(drawn: tuple[Path, list[Any]]) -> None:

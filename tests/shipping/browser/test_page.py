@@ -20,6 +20,7 @@ import diffusette
 from diffusette.models.bundle import DEMO, open_bundle
 from diffusette.runtime.metadata import image_files
 from diffusette.runtime.metadata.record import tool
+from diffusette.shipping.browser.single_file import write_single_file
 from diffusette.shipping.browser.write_site import write_site
 from tests.support import chromium as chromiums
 from tests.support.npm_packages import Missing
@@ -84,7 +85,7 @@ def visit(chromium: Browser) -> Iterator[Visit]:
     for context in contexts:
         context.close()
     assert complaints == []
-    assert {url for url in asked if not url.startswith(("http://127.0.0.1:", "blob:http://127.0.0.1:"))} == set()
+    assert {url for url in asked if not url.startswith(("http://127.0.0.1:", "blob:", "file:", "data:"))} == set()
 
 
 def ready(page: Page) -> Page:
@@ -176,6 +177,15 @@ def test_wrong_settings_and_changed_files_are_told_in_the_readers_language(site:
     page.wait_for_selector("#error:has-text('model/unet/model.onnx_data')")
     assert "wurde unterwegs verändert" in page.inner_text("#error")
     assert page.is_enabled("#generate")
+
+
+def test_one_file_draws_from_the_disk_without_any_server(ort_web: Path, visit: Visit, tmp_path: Path) -> None:
+    write_single_file(open_bundle(DEMO), tmp_path / "site.html", tool=tool(), runtime=ort_web)
+    page = visit((tmp_path / "site.html").as_uri())
+    assert "The model is in this file" in page.inner_text("#small")
+    drawn(page, PROMPT, 7)
+    with diffusette.load(provider="cpu") as pipeline:
+        assert psnr(Image.open(saved(page, tmp_path / "image.png")), pipeline.generate(PROMPT, seed=7).images[0]) >= 40.0
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -22,6 +23,7 @@ from diffusette.models.bundle import DEMO, Bundle, open_bundle, read_manifest
 from diffusette.models.errors import DiffusetteError
 from diffusette.models.manifest import fingerprint
 from diffusette.shipping.browser import fit, web_runtime
+from diffusette.shipping.browser.single_file import write_single_file
 from diffusette.shipping.browser.write_site import write_site
 from tests.shipping.browser.conftest import SITE
 
@@ -65,7 +67,9 @@ def test_the_page_allows_its_own_modules_alone_each_with_its_hash(site: Path) ->
     assert "default-src 'none'" in policy
     assert "connect-src 'self';" in policy
     modules = json.loads(inline)["integrity"]
-    assert modules == {f"./app/{path.name}": f"sha256-{hash_of(path.read_bytes())}" for path in SITE.glob("*.js") if path.name != "sw.js"}
+    assert modules == {
+        f"./app/{path.name}": f"sha256-{hash_of(path.read_bytes())}" for path in SITE.glob("*.js") if path.name not in {"sw.js", "boot.js"}
+    }
     kept = json.loads(re.findall(r"const FILES = (\{.*?\});", (site / "sw.js").read_text("utf-8"), re.DOTALL)[0])
     assert kept == {name: hash_of((site / name).read_bytes()) for name in kept}
     assert {"index.html", "site.json", "runtime/ort.wasm.js", "app/worker.js", "app/de.json"} <= kept.keys()
@@ -148,7 +152,7 @@ UNET = DEMO_MANIFEST.components["unet"]
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"family": "sdxl"}, "the family is sdxl; sites draw with text-to-image models of sd1 only"),
+        ({"family": "sdxl"}, "the family is sdxl; sites draw with text-to-image models of sd1, sd2 only"),
         ({"target": "cuda"}, "the graphs are for cuda; browsers run those of cpu, portable, openvino"),
         ({"components": {**DEMO_MANIFEST.components, "safety_checker": UNET}}, "the model has a safety checker, which does not run"),
         ({"noise": manifests.Noise(prediction="flow")}, "it predicts flow; sites know epsilon, v_prediction, sample"),
@@ -172,6 +176,37 @@ def test_a_large_model_is_written_with_a_warning_and_memory_grows_with_the_image
     assert fit.LARGE < fit.peak(manifest) < fit.LARGEST
     memory = fit.memory(DEMO_MANIFEST)
     assert memory.peak(512 * 512) == memory.open + fit.DECODING * 512 * 512
+
+
+def test_a_single_file_names_no_other_file_and_allows_its_own_script_and_style_alone(ort_web: Path, tmp_path: Path) -> None:
+    done = run(DEMO, tmp_path / "fox.html", "--single-file", "--runtime", ort_web, "--title", "A </script> fox", "--json")
+    page = (tmp_path / "fox.html").read_text("utf-8")
+    assert json.loads(done.stdout)["download"] == len(page.encode()) < 40e6
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', page)
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert f"script-src 'sha256-{hash_of(script.encode())}' blob: 'wasm-unsafe-eval'" in policy
+    assert f"style-src 'sha256-{hash_of(style.encode())}';" in policy
+    assert "A &lt;/script&gt; fox" in page
+    assert {found for found in re.findall(r'(?:src|href)="([^"#]+)"', page) if not found.startswith("data:")} == set()
+    blocks = dict(re.findall(r'<script type="text/plain" data-path="([^"]+)">([\w+/=]*)</script>', page))
+    files = {name: gzip.decompress(base64.b64decode(text)) for name, text in blocks.items()}
+    assert files["model/unet/model.onnx_data"] == (DEMO / "unet" / "model.onnx_data").read_bytes()
+    order = re.findall(r'data-modules="([^"]+)"', page)[0].split()
+    for number, path in enumerate(order):
+        imported = {f"app/{name}" for name in re.findall(r'from "\./([\w.]+)"', files[path].decode())}
+        assert imported <= set(order[:number]), path
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.html"]
+
+
+def test_a_single_file_is_not_written_over_another_nor_for_a_large_model(ort_web: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.html").write_text("old")
+    for name, said in (("old.html", "already exists; choose another name"), ("site", "expected the name of a file that ends in .html")):
+        assert said in str(run(DEMO, tmp_path / name, "--single-file", "--runtime", ort_web).exception)
+    with pytest.raises(DiffusetteError, match="too large for one file: write a folder"):
+        write_single_file(changed(files=larger(20)), tmp_path / "new.html", tool="Diffusette", runtime=ort_web)
+    assert (tmp_path / "old.html").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old.html"]
 
 
 def test_a_damaged_bundle_is_refused_and_nothing_is_left(ort_web: Path, tmp_path: Path) -> None:
