@@ -269,5 +269,6 @@ def test_the_wheel_holds_every_module_and_the_demo_model_and_stays_small(tmp_pat
     assert "diffusette/models/demo/bundle/manifest.json" in names
     assert "diffusette/models/demo/bundle/unet/model.onnx" in names
     assert "diffusette/server/page/index.html" in names
+    assert "diffusette/shipping/browser/site/index.html" in names
     assert not [name for name in names if name.startswith(("export/", "runtime/", "models/")) or "/source/" in name]
     assert wheel.stat().st_size < 40e6

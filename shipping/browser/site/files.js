@@ -73,7 +73,12 @@ export class Files {
 
   /** Without `crypto.subtle`, as on plain HTTP, the browser's own integrity check does it, without progress inside a file. */
   async #whole(path, signal, arrived) {
-    const answer = await this.#asked(path, { signal, integrity: `sha256-${this.listed[path].sha256}` });
+    const integrity = `sha256-${this.listed[path].sha256}`;
+    const answer = await this.#asked(path, { signal, integrity }).catch(async (error) => {
+      if (error.name === "AbortError") throw error;
+      await this.#asked(path, { signal, method: "HEAD" }); // throws if the server cannot be reached
+      throw new Changed(path);
+    });
     const bytes = new Uint8Array(await answer.arrayBuffer());
     arrived(bytes.length);
     return bytes;
