@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet
 
 # Editable installs link the files that are there, so a new file wants a new install.
-FILES := .venv/files-$(shell git ls-files -co --exclude-standard src runtime export models benchmarks server 2>/dev/null | cksum | cut -d ' ' -f 1)
+FILES := .venv/files-$(shell git ls-files -co --exclude-standard src runtime export models benchmarks server shipping 2>/dev/null | cksum | cut -d ' ' -f 1)
 
 # Modules that are compiled once start faster than modules that are compiled in every process.
 unexport PYTHONDONTWRITEBYTECODE
@@ -67,7 +67,7 @@ lint: .venv/dev.done  ## style, types
 
 types: .venv/dev.done  ## types, strict, of the packages as they are installed: one namespace of links
 	mkdir -p build/typed/diffusette
-	ln -sfn $(addprefix ../../../,$(wildcard src/diffusette/*) runtime export models benchmarks server) build/typed/diffusette/
+	ln -sfn $(addprefix ../../../,$(wildcard src/diffusette/*) runtime export models benchmarks server shipping) build/typed/diffusette/
 	$(BIN)/pyright
 
 docs: .venv/docs.done  ## the documentation site, strictly: build/docs/index.html

@@ -20,6 +20,7 @@ PLACES = {
     "export": "export",
     "benchmarks": "benchmarks",
     "server": "server",
+    "shipping": "shipping",
     "cli": "src/diffusette/cli",
     "": "src/diffusette",
 }
@@ -30,7 +31,8 @@ TOP = {
     "export": "models",
     "benchmarks": "models runtime",
     "server": "models runtime",
-    "cli": "models runtime export benchmarks server",
+    "shipping": "models runtime",
+    "cli": "models runtime export benchmarks server shipping",
     "": "models runtime export cli",
 }
 """Arrows between the top folders. `runtime_bridge.py` and `calibration.py` of `export` may import `runtime` too: they record the real
@@ -117,6 +119,9 @@ ARROWS = {
         "security": "api jobs limits log sign_in",
         "app": "api assets jobs log security",
         "serve": "app connections jobs limits security",
+    },
+    "shipping": {
+        "browser": "",
     },
 }
 """Package (or a module beside the packages) → the ones of the same top folder that it may import. Modules of one package may import
@@ -265,6 +270,7 @@ def test_the_wheel_holds_every_module_and_the_demo_model_and_stays_small(tmp_pat
     assert "diffusette/models/demo/bundle/manifest.json" in names
     assert "diffusette/models/demo/bundle/unet/model.onnx" in names
     assert "diffusette/server/page/index.html" in names
+    assert "diffusette/shipping/browser/site/index.html" in names
     assert not [name for name in names if name.startswith(("export/", "runtime/", "models/")) or "/source/" in name]
     assert wheel.stat().st_size < 40e6
 

@@ -146,7 +146,9 @@ def test_every_message_of_the_troubleshooting_page_is_in_the_sources() -> None:
     messages = re.findall(r"^`(.+)`\n: ", text, re.MULTILINE)
     assert len(messages) >= 30
     sources = "".join(
-        path.read_text("utf-8") for top in ("models", "runtime", "export", "server", "src") for path in (ROOT / top).rglob("*.py")
+        path.read_text("utf-8")
+        for top in ("models", "runtime", "export", "server", "shipping", "src")
+        for path in (ROOT / top).rglob("*.py")
     )
     joined = re.sub(r'"\s*\n\s*f?"', "", sources)  # literals that continue on the next line
     assert [message for message in messages if message not in joined] == []

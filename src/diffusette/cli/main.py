@@ -26,6 +26,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType({
     "metadata": ("metadata", "Show the marks of images, and how they were made."),
     "serve": ("serve", "Serve the page and the HTTP APIs."),
     "verify": ("inspect", "Check the files of a bundle against its manifest."),
+    "web": ("web", "Write a static site that draws in the browser."),
 })  # fmt: skip
 """Command → its module, and the first line of its help."""
 
