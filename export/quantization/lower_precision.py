@@ -106,6 +106,9 @@ def lower(
         return to_integers(name, float_folder, folder, feeds, component, bar, form, precision)
     int4_folder = work / "int4"
     int4 = to_integers(name, float_folder, int4_folder, feeds, component, bar, None, precision)
+    if int4.component.precision == "fp32":  # no layer became int4
+        shutil.rmtree(work)
+        return to_fp16(name, float_folder, folder, feeds, component, parity.BARS["fp16"])
     half = to_fp16(name, int4_folder, folder, feeds, int4.component, parity.BARS["fp16"])
     if not folder.exists():
         int4_folder.replace(folder)

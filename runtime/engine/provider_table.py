@@ -183,7 +183,7 @@ TABLE: Mapping[str, Provider] = MappingProxyType(
                 "webgpu",
                 "WebGpuExecutionProvider",
                 "diffusette[webgpu]",
-                ("portable",),
+                ("webgpu",),  # not portable: some of its convolutions come out wrong (export/passes/webgpu_channels.py)
                 plugin="onnxruntime_ep_webgpu",
                 systems=("linux", "win32", "darwin"),
                 driver="a card with Vulkan (Linux), DirectX 12 (Windows) or Metal (macOS), and its driver",

@@ -30,6 +30,7 @@ from diffusette.models.formats import onnx_reader, safetensors_file
 from diffusette.models.manifest import Component
 from diffusette.runtime.pipeline import load
 from tests.support import tiny_models
+from tests.webgpu.test_operators import MEASURED
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,16 @@ def test_directml_graphs_have_only_operators_that_directml_runs_at_opset_17(part
         for node in onnx.load(tmp_path / name / save.GRAPH).graph.node:
             since = 1 if node.domain else onnx.defs.get_schema(node.op_type, max_inclusive_version=17).since_version
             assert since in DIRECTML.get(f"{node.domain}.{node.op_type}".removeprefix("."), ()), node.op_type
+
+
+def test_webgpu_graphs_have_only_operators_that_were_measured_on_webgpu(opened, parts, tmp_path):
+    traced = {name: part[1].clone() for name, part in parts.items()} | {"unet": trace.trace(build.build(opened, "unet"))}
+    for name, model in traced.items():
+        save.save(edit.apply(model, TARGETS["webgpu"]), tmp_path / name)
+        contrib_functions.release(tmp_path / name / save.GRAPH)
+        found = {node.op_type for node in onnx.load(tmp_path / name / save.GRAPH, load_external_data=False).graph.node}
+        assert {"MatMul", "SkipLayerNormalization" if name != "vae_decoder" else "InstanceNormalization"} <= found
+        assert found - MEASURED == set()
 
 
 def test_free_dimensions_keep_their_names_in_every_graph(parts, tmp_path):

@@ -20,12 +20,12 @@ from .options import FILE, FOLDER, as_json
     "--target",
     default="cpu",
     show_default=True,
-    type=click.Choice(["cpu", "openvino", "cuda", "directml", "portable"]),
+    type=click.Choice(["cpu", "openvino", "cuda", "directml", "webgpu", "portable"]),
     help="The kind of provider that the bundle is for; portable graphs use standard operators only.",
 )
 @click.option(
     "--precision",
-    help="fp32, fp16, int8 or int4, or COMPONENT=PRECISION,…  [default: int8; fp16 for cuda and directml; fp32 for portable]",
+    help="fp32, fp16, int8 or int4, or COMPONENT=PRECISION,…  [default: int8; fp16 for cuda, directml and webgpu; fp32 for portable]",
 )
 @click.option(
     "--min-snr",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from diffusette.export.graphs import edit, save
-from diffusette.export.passes import common, fusions, standard_opset
+from diffusette.export.passes import common, fusions, standard_opset, webgpu_channels
 from diffusette.export.runtime_bridge import open_graph
 from diffusette.models.errors import RequestError
 
@@ -216,3 +217,14 @@ def test_an_operator_that_the_opset_lacks_is_refused_by_name():
     model = graph([helper.make_node("Gelu", ["x"], ["y"])], {"x": [3, 5]}, {"y": [3, 5]})
     with pytest.raises(RequestError, match="opset 17 has no Gelu"):
         standard_opset.at_opset(17)(model)
+
+
+@pytest.mark.parametrize(("channels", "padded"), [(9, 12), (6, 8), (15, 16), (3, 3), (4, 4), (8, 8), (12, 12), (10, 10)])
+def test_convolutions_that_webgpu_computes_wrongly_get_more_channels(channels, padded, tmp_path):
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])]
+    weights = {"w": normal(5, channels, 3, 3), "b": normal(5)}
+    model = graph(nodes, {"x": ["n", channels, 6, 7]}, {"y": ["n", 5, 6, 7]}, weights)
+    found = check(model, [webgpu_channels.pad_multiples_of_three], {"x": normal(2, channels, 6, 7)}, tmp_path)
+    assert found == {"Conv": 1} | ({"Pad": 1} if padded != channels else {})
+    shapes = {one.name: list(one.dims) for one in onnx.load(tmp_path / "after" / save.GRAPH, load_external_data=False).graph.initializer}
+    assert shapes["w"] == [5, padded, 3, 3]

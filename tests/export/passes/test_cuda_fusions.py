@@ -231,3 +231,13 @@ def test_for_cuda_only_transposes_around_convolutions_remain(unet):
     for node in edit.nodes_of(model, "Transpose"):
         users = {use.node.op_type for use in node.outputs[0].uses()}
         assert users & {"Conv", "Shape"} or edit.producer(node.inputs[0], "Conv") is not None, node.name
+
+
+def test_functions_that_a_cut_graph_does_not_call_are_not_published(tmp_path, unet):
+    save.save(edit.apply(unet[1].clone(), TARGETS["cuda"]), tmp_path)
+    graph = onnx.load(tmp_path / save.GRAPH, load_external_data=False)
+    assert graph.functions
+    del graph.graph.node[:]
+    (tmp_path / save.GRAPH).write_bytes(graph.SerializeToString())
+    contrib_functions.release(tmp_path / save.GRAPH)
+    assert not onnx.load(tmp_path / save.GRAPH, load_external_data=False).functions

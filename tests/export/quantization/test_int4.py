@@ -56,7 +56,7 @@ def lowered(tmp_path, target, bar=8.0):
     return lower_precision.lower("unet", "int4", target, *folders, FEEDS, component, bar)
 
 
-@pytest.mark.parametrize("target", ["cpu", "cuda", "directml"])
+@pytest.mark.parametrize("target", ["cpu", "cuda", "directml", "webgpu"])
 def test_linear_layers_become_int4_and_the_gate_compares_the_published_graph(tmp_path, target):
     found = lowered(tmp_path, target)
     kinds = {row.layer: row.kind for row in found.rows}
@@ -76,6 +76,16 @@ def test_int4_layers_that_cost_too_much_get_a_higher_precision(tmp_path):
     found = lowered(tmp_path, "cpu", 26.0)
     assert found.component.parity_db >= 26
     assert any(row.recipe == "int4" and row.kind == "weights" for row in found.rows)
+
+
+@pytest.mark.parametrize("target", ["cuda", "webgpu"])
+def test_a_component_without_int4_layers_is_in_half_precision_on_a_gpu(tmp_path, target):
+    found = lowered(tmp_path, target, 90.0)
+    assert found.component.precision == "fp16"
+    assert not any(row.kind == "int4" for row in found.rows)
+    floats = [value for value in save.load(tmp_path / "made").graph.initializers.values() if value.dtype == ir.DataType.FLOAT]
+    assert not [value for value in floats if len(value.shape) > 1]
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_lora_is_refused_for_int4_layers_with_advice(tmp_path):
