@@ -49,9 +49,15 @@ CASES: Mapping[str, tuple[tuple[str, list[str], dict[str, Any]], Mapping[str, Ar
     "Conv 3x3": (node("Conv", "x,w,b", pads=[1] * 4), {"x": IMAGE, "w": normal(64, 32, 3, 3), "b": normal(64)}),
     "Conv 1x1": (node("Conv", "x,w,b"), {"x": IMAGE, "w": normal(64, 32, 1, 1), "b": normal(64)}),
     "Conv, stride 2": (node("Conv", "x,w,b", pads=[1] * 4, strides=[2, 2]), {"x": IMAGE, "w": normal(64, 32, 3, 3), "b": normal(64)}),
-    "Conv, padded below": (node("Conv", "x,w,b", pads=[0, 0, 1, 1], strides=[2, 2]), {"x": IMAGE, "w": normal(8, 32, 3, 3), "b": normal(8)}),
+    "Conv, padded below": (
+        node("Conv", "x,w,b", pads=[0, 0, 1, 1], strides=[2, 2]),
+        {"x": IMAGE, "w": normal(8, 32, 3, 3), "b": normal(8)},
+    ),
     "Conv, 2880 products": (node("Conv", "x,w,b", pads=[1] * 4), {"x": normal(1, 320, 8, 8), "w": normal(64, 320, 3, 3), "b": normal(64)}),
-    "Conv of 9 channels, padded": (node("Conv", "x,w,b", pads=[1] * 4), {"x": normal(2, 12, 8, 8), "w": normal(32, 12, 3, 3), "b": normal(32)}),
+    "Conv of 9 channels, padded": (
+        node("Conv", "x,w,b", pads=[1] * 4),
+        {"x": normal(2, 12, 8, 8), "w": normal(32, 12, 3, 3), "b": normal(32)},
+    ),
     "Cos": (node("Cos", "x"), {"x": normal(2, 32, scale=300)}),
     "Div": (node("Div", "x,y"), {"x": X, "y": np.abs(normal(64)) + 1}),
     "Equal": (node("Equal", "x,y"), {"x": sizes(1, 2, 3, 4).astype(np.int32), "y": np.full(1, 2, np.int32)}),
@@ -95,7 +101,21 @@ CASES: Mapping[str, tuple[tuple[str, list[str], dict[str, Any]], Mapping[str, Ar
     "Where": (node("Where", "c,x,y"), {"c": RNG.random((24, 24)) < 0.5, "x": normal(24, 24), "y": normal(24, 24)}),
 }
 CONTRIB = {"MatMulNBits", "QuickGelu", "SkipLayerNormalization"}
-EXACT = {"ArgMax", "Cast", "Concat", "Equal", "Gather", "GatherElements", "Pad", "Reshape", "Resize", "Slice", "Split", "Transpose", "Transpose of heads"}
+EXACT = {
+    "ArgMax",
+    "Cast",
+    "Concat",
+    "Equal",
+    "Gather",
+    "GatherElements",
+    "Pad",
+    "Reshape",
+    "Resize",
+    "Slice",
+    "Split",
+    "Transpose",
+    "Transpose of heads",
+}
 EXACT |= {"Trilu", "Unsqueeze", "Where"}
 SHAPES = {"ConstantOfShape", "Expand", "Range", "Shape", "Squeeze"}
 """Operators that compute sizes; the provider leaves some of them to the CPU by design."""
@@ -106,8 +126,12 @@ def model(name: str, half: bool) -> tuple[bytes, dict[str, Array]]:
     """The graph of a case, and its feeds. With `half`, every float is float16, but scales of a Resize."""
     (kind, inputs, attributes), given = CASES[name]
     whole = {"s"} if kind == "Resize" else set[str]()
-    feeds = {key: value.astype(np.float16) if half and value.dtype == np.float32 and key not in whole else value for key, value in given.items()}
-    constant = {key for key in feeds if kind in {"Pad", "Resize", "Slice", "Reshape", "Unsqueeze"} and key != "x"} | ({"w", "s"} & feeds.keys())
+    feeds = {
+        key: value.astype(np.float16) if half and value.dtype == np.float32 and key not in whole else value for key, value in given.items()
+    }
+    constant = {key for key in feeds if kind in {"Pad", "Resize", "Slice", "Reshape", "Unsqueeze"} and key != "x"} | (
+        {"w", "s"} & feeds.keys()
+    )
     outputs = ["z", "z2"] if kind == "Split" else ["z"]
     made = helper.make_node(kind, inputs, outputs, domain=MICROSOFT if kind in CONTRIB else "", **attributes)
     kinds = {key: helper.np_dtype_to_tensor_dtype(value.dtype) for key, value in feeds.items()}

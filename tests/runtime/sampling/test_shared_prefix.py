@@ -74,7 +74,10 @@ def test_a_model_with_the_prompt_in_its_time_embedding_stays_one_graph(bundle_of
 
 
 def test_only_targets_that_gain_from_it_are_cut() -> None:
-    assert [target for target in ("portable", "cpu", "cuda", "directml", "openvino", "webgpu") if export_prefix.pays(target)] == ["portable", "cpu"]
+    assert [target for target in ("portable", "cpu", "cuda", "directml", "openvino", "webgpu") if export_prefix.pays(target)] == [
+        "portable",
+        "cpu",
+    ]
 
 
 def test_a_graph_that_cannot_be_cut_stays_unchanged(sd1_bundle: Path, tmp_path: Path) -> None:
