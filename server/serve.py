@@ -67,7 +67,7 @@ def serve(setup: Setup, ready: Callable[[str], None]) -> None:
         RequestError: a host beyond loopback without a token, a port in use, a data folder that cannot be used, or a signature that was
             asked for and cannot be made.
         BundleError: a model cannot be opened.
-        ProviderError: a provider or a device that was named is not there, or runs none of the models.
+        ProviderError: a provider or a device that was named is not there, or does not run the first model.
     """
     loopback = is_loopback(setup.host)
     if not loopback and not setup.token:
@@ -110,11 +110,12 @@ def serve(setup: Setup, ready: Callable[[str], None]) -> None:
 
 
 def _check_provider(machine: Machine, catalog: Catalog) -> None:
-    """Resolve what was named, so that a wrong name ends the start and not every job."""
-    if (machine.provider, machine.device) == (providers.AUTO, 0):
-        return
-    for offer in catalog.offers.values():
-        providers.resolve(machine.provider, offer.manifest.target, machine.device)
+    """Resolve what was named for the model that opens first, so that a wrong name ends the start and not every job.
+
+    What `auto` takes is left to the first job: looking for it may take seconds, and the page should not wait.
+    """
+    if (machine.provider, machine.device) != (providers.AUTO, 0):
+        providers.resolve(machine.provider, catalog.first.manifest.target, machine.device)
 
 
 class _Server(uvicorn.Server):

@@ -7,10 +7,13 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.support import npm_packages
 from tests.support.npm_packages import Missing
@@ -45,6 +48,16 @@ def find() -> Chromium:
             _unpack(packed, folder)
     libraries = f"{folder / 'lib'}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")
     return Chromium(folder / "chromium", {**os.environ, "LD_LIBRARY_PATH": libraries, "FONTCONFIG_FILE": str(folder / "fonts.conf")})
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """It, headless and driven by Playwright. Raises what `find` raises."""
+    found = find()
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found.path, env=found.environment, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 def _unpack(packed: Path, folder: Path) -> None:

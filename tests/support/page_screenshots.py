@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.server.page import browser
 from tests.support import chromium
@@ -184,15 +184,12 @@ def for_docs(opened: Browser, folder: Path = DOCS) -> None:
 
 def main(folder: str | None = None) -> None:
     """Start the browser and shoot."""
-    found = chromium.find()
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found.path, env=found.environment, args=["--no-sandbox"])
+    with chromium.launched() as opened:
         if folder is None:
             for_docs(opened)
         else:
             Path(folder).mkdir(parents=True, exist_ok=True)
             every(opened, Path(folder))
-        opened.close()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from tests.server.page import browser
 from tests.support import chromium as chromiums
@@ -29,13 +29,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     try:
-        found = chromiums.find()
+        with chromiums.launched() as opened:
+            yield opened
     except Missing as error:
         pytest.skip(str(error))
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found.path, env=found.environment, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

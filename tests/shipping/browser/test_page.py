@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 import diffusette
 from diffusette.models.bundle import DEMO, open_bundle
@@ -54,13 +54,10 @@ def site(ort_web: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     try:
-        found = chromiums.find()
+        with chromiums.launched() as opened:
+            yield opened
     except Missing as error:
         pytest.skip(str(error))
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found.path, env=found.environment, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
